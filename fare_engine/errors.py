@@ -1,0 +1,56 @@
+"""Every exception that this project raises on purpose. What is expected (a repeated tap, a denied token) is no exception
+but an outcome; what is wrong with somebody's input says where it stands and which value it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class MottheError(Exception):
+    """Base of all our exceptions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with an input: where it stands, the value found there, and what is wrong with it."""
+
+    place: str
+    value: object
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.problem} (found {self.value!r})"
+
+
+class InputError(MottheError):
+    """An input that cannot be used. All its faults are reported together and nothing of it was taken."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(str(fault) for fault in self.faults))
+
+
+class TariffError(InputError):
+    """A tariff folder that does not hold together."""
+
+
+class EnvelopeError(MottheError):
+    """A message from a terminal that is refused whole; `cause` is a stable word from docs/tap-format.md."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        self.cause = cause
+        self.detail = detail
+        super().__init__(f"{cause}: {detail}")
+
+
+class BooksError(MottheError):
+    """The books would not balance, or a closed date would change. Never expected: processing stops."""
+
+
+class NotFoundError(MottheError):
+    """A named thing that does not exist."""
+
+
+class CloseError(MottheError):
+    """A service date that cannot be closed as asked."""

@@ -1,0 +1,78 @@
+"""A traveller's facts and their order.
+
+A price is a function of facts, never of the order in which they arrived: whatever comes in, in whatever order and however
+often, `in_order` gives the same sequence. Each fact carries its own effective time; a tap's is the terminal's clock with
+the offset that the terminal itself wrote into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, TypeAlias
+
+import msgspec
+
+TapAction: TypeAlias = Literal["entry", "exit", "board"]
+
+
+class Tap(msgspec.Struct, frozen=True, gc=False, tag="tap", array_like=True):
+    """One presentation of a token at a device, as the fold sees it (EMV transit: a tap; TIDES: `fare_action`)."""
+
+    fact_id: str
+    at: int
+    """Effective time, milliseconds UTC."""
+    device_id: str
+    epoch: str
+    sequence: int
+    action: TapAction
+    token_id: str
+    media: str
+    rider_category: str
+    """The category that the traveller's entitlements give at `at`."""
+    stop_id: str | None
+    route_id: str | None
+    operator_id: str | None = None
+    """Who ran the vehicle or station at `at`; None: the route's agency."""
+    persons: int = 1
+
+
+class Purchase(msgspec.Struct, frozen=True, gc=False, tag="purchase", array_like=True):
+    """A pass or a book that the traveller bought."""
+
+    fact_id: str
+    at: int
+    device_id: str
+    epoch: str
+    sequence: int
+    token_id: str
+    media: str
+    rider_category: str
+    product_id: str
+
+
+class Cancellation(msgspec.Struct, frozen=True, gc=False, tag="cancellation", array_like=True):
+    """A terminal's OUTCOME record: the named tap did not let its rider through, so it has no effect."""
+
+    fact_id: str
+    at: int
+    device_id: str
+    epoch: str
+    sequence: int
+    tap_id: str
+    reason: str
+
+
+Fact: TypeAlias = Tap | Purchase | Cancellation
+
+
+def order_key(fact: Fact) -> tuple[int, str, str, int]:
+    """Facts stand in the order of (effective time, device, epoch, sequence)."""
+    return (fact.at, fact.device_id, fact.epoch, fact.sequence)
+
+
+def in_order(facts: Iterable[Fact]) -> list[Tap | Purchase]:
+    """The facts that act, each once, in their order; a tap that an OUTCOME record cancels does not act."""
+    once = {fact.fact_id: fact for fact in facts}
+    cancelled = {fact.tap_id for fact in once.values() if isinstance(fact, Cancellation)}
+    acting = [f for f in once.values() if not isinstance(f, Cancellation) and f.fact_id not in cancelled]
+    acting.sort(key=order_key)
+    return acting

@@ -1,0 +1,107 @@
+"""The fold: a traveller's facts in their order become legs and lines.
+
+Worth is built upward, from leg prices (`legs`) over groups of legs (`groups`) to periods (`periods`). A fact moves money by
+what it changes in the worth of its window: it adds lines, and never changes one. The same fold prices one tap at the gate
+and a month of taps in a batch. Pure: no clock, database or randomness; time passes because `as_of` says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from fare_engine.facts import Fact, Purchase, Tap, in_order
+from fare_engine.pricing import legs, products
+from fare_engine.pricing.lines import Leg, Line, LineKind, Sale
+from fare_engine.pricing.state import State
+from fare_engine.service_day import DAY_MS
+from fare_engine.tariff.compile import CompiledTariff, CompiledVersion, Terms
+from fare_engine.tariff.model import OPERATORS
+
+
+class Folded(msgspec.Struct):
+    """What became of some facts. `ignored` names the taps that mean nothing on their network, with the reason."""
+
+    legs: dict[str, Leg]
+    sales: dict[str, Sale]
+    lines: list[Line]
+    ignored: dict[str, str]
+    state: State
+
+
+class Fold:
+    """One traveller's fold under way. `cause` is the fact being taken, or the passing of time."""
+
+    def __init__(self, tariff: CompiledTariff, state: State) -> None:
+        self.tariff = tariff
+        self.state = state
+        self.legs: dict[str, Leg] = {leg.leg_id: leg for leg in (*state.open_legs, *state.overdue, *state.joinable)}
+        self.sales: dict[str, Sale] = {}
+        self.lines: list[Line] = []
+        self.ignored: dict[str, str] = {}
+        self.cause = ""
+
+    def take(self, fact: Tap | Purchase) -> None:
+        """One fact, after everything that was due before it."""
+        if self.state.next_due < fact.at:
+            self.advance(fact.at)
+        self.cause = fact.fact_id
+        if isinstance(fact, Tap):
+            legs.take_tap(self, fact)
+        else:
+            products.take_purchase(self, fact)
+
+    def advance(self, to: int) -> None:
+        """Let time pass to just before `to`: overdue exits and ends of products, each at its own instant and in order."""
+        state = self.state
+        while state.next_due < to:
+            at = state.next_due
+            overdue = [leg for leg in state.open_legs if legs.last_instant(self, leg) == at]
+            for leg in sorted(overdue, key=_leg_id):
+                legs.close_overdue(self, leg)
+            products.expire(self, at)
+            self.reckon_next_due()
+        state.overdue = [leg for leg in state.overdue if leg.entry_at is not None and to - leg.entry_at < DAY_MS]
+
+    def reckon_next_due(self) -> None:
+        """Call after an open leg or a lot came or went."""
+        self.state.set_next_due([legs.last_instant(self, leg) for leg in self.state.open_legs])
+
+    def version_of(self, leg: Leg) -> CompiledVersion:
+        """The version that owns a leg: the one in force at its first tap."""
+        return self.tariff.versions[leg.version_id]
+
+    def terms_of(self, leg: Leg) -> Terms | None:
+        """What holds for a leg."""
+        if leg.network_id is None or not leg.version_id:
+            return None
+        return self.version_of(leg).terms(leg.network_id, leg.route_id, leg.media, leg.rider_category)
+
+    def add_line(self, leg_id: str, kind: LineKind, rule_id: str, amount: int, bearer: str, version_id: str) -> None:
+        """A line borne by somebody: a bearer who is neither the rider nor the operators pays what he takes off."""
+        funded = 0 if bearer == "rider" or bearer == OPERATORS or bearer.startswith("product:") else -amount
+        self.lines.append(Line(leg_id, kind, rule_id, amount, bearer, funded, self.cause, version_id))
+
+
+def fold(tariff: CompiledTariff, facts: Iterable[Fact], as_of: int, state: State | None = None) -> Folded:
+    """The legs and lines of a traveller's facts, as known at the instant `as_of`; the same for any order of the facts.
+
+    `state` is what an earlier fold of older facts left. It is not changed."""
+    work = Fold(tariff, copy_state(state) if state is not None else State())
+    for fact in in_order(facts):
+        work.take(fact)
+    work.advance(as_of)
+    return Folded(work.legs, work.sales, work.lines, work.ignored, work.state)
+
+
+def copy_state(state: State) -> State:
+    """A state that shares nothing with the given one."""
+    return _decoder.decode(_encoder.encode(state))
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(State)
+
+
+def _leg_id(leg: Leg) -> str:
+    return leg.leg_id

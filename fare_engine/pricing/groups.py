@@ -1,0 +1,96 @@
+"""Legs that are priced as a group: when the second of two joined legs is ridden, an amount comes off each.
+
+A leg that costs its rider nothing joins nothing; an adjustment never makes a leg cheaper than free. The rule and its amounts
+are those of the version that owns the group's first leg."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fare_engine.pricing import periods
+from fare_engine.pricing.lines import Leg
+from fare_engine.tariff.compile import Join, Terms
+
+if TYPE_CHECKING:
+    from fare_engine.pricing.fold import Fold
+
+
+def join(fold: Fold, leg: Leg, terms: Terms) -> None:
+    """Join the leg, just completed, to the latest earlier leg that it fits, and offer it to later ones."""
+    if not leg.net or leg.entry_at is None:
+        return
+    state = fold.state
+    transfers = 0
+    for first in reversed(state.joinable):
+        rule = _fitting(fold, first, leg, terms)
+        if rule is not None:
+            transfers = state.transfers.pop(first.leg_id, 0) + 1
+            state.joinable.remove(first)
+            _adjust(fold, first, leg, rule, terms)
+            break
+    _offer(fold, leg, terms, transfers)
+
+
+def _fitting(fold: Fold, first: Leg, second: Leg, terms: Terms) -> Join | None:
+    """The rule, if any, by which `second` may follow `first`."""
+    assert first.entry_at is not None
+    assert second.entry_at is not None
+    first_terms = fold.terms_of(first)
+    if first_terms is None:
+        return None
+    for candidate in first_terms.joins:
+        rule = candidate.rule
+        anchor = first.entry_at if rule.window_from == "entry" else first.exit_at
+        if (
+            second.network_id in candidate.to_networks
+            and anchor is not None
+            and fold.state.transfers.get(first.leg_id, 0) < rule.max_transfers
+            and rule.rule_id in terms.join_ids
+            and candidate.reaches(anchor, second.entry_at)
+        ):
+            return candidate
+    return None
+
+
+def _adjust(fold: Fold, first: Leg, second: Leg, join: Join, second_terms: Terms) -> None:
+    rule = join.rule
+    first_terms = fold.terms_of(first)
+    assert first_terms is not None
+    off_first = min(rule.off_first, first.net)
+    off_second = min(rule.off_second, second.net)
+    if off_first:
+        first.net -= off_first
+        fold.add_line(first.leg_id, "transfer", rule.rule_id, -off_first, rule.bearer, first.version_id)
+        periods.count(fold, first, -off_first, first_terms)
+    if off_second:
+        second.net -= off_second
+        fold.add_line(second.leg_id, "transfer", rule.rule_id, -off_second, rule.bearer, first.version_id)
+
+
+def _offer(fold: Fold, leg: Leg, terms: Terms, transfers: int) -> None:
+    """Keep the leg while it may be the first of a group, and forget those whose windows have closed."""
+    state = fold.state
+    now = leg.exit_at if leg.exit_at is not None else leg.entry_at
+    assert now is not None
+    state.joinable = [old for old in state.joinable if _still_joinable(fold, old, now) or _forget(state.transfers, old)]
+    if any(transfers < join.rule.max_transfers for join in terms.joins):
+        state.joinable.append(leg)
+        if transfers:
+            state.transfers[leg.leg_id] = transfers
+
+
+def _still_joinable(fold: Fold, leg: Leg, now: int) -> bool:
+    """A leg stays until the windows and the longest ride that may end in them have passed."""
+    terms = fold.terms_of(leg)
+    since = leg.exit_at if leg.exit_at is not None else leg.entry_at
+    if terms is None or since is None:
+        return False
+    return any(now - since <= join.window_ms + LONGEST_RIDE_MS for join in terms.joins)
+
+
+def _forget(transfers: dict[str, int], leg: Leg) -> bool:
+    transfers.pop(leg.leg_id, None)
+    return False
+
+
+LONGEST_RIDE_MS = 12 * 3_600_000

@@ -1,0 +1,92 @@
+"""What the fold gives: legs, and the lines that say why each costs what it costs.
+
+A leg's charge is the sum of its lines. A line is never changed: a later fact may add one to an earlier leg. Lines hang on
+a leg, or on the sale of a product; both are named by the fact that began them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from fare_engine.ids import LineId
+
+LineKind: TypeAlias = Literal[
+    "list_fare",  # what the tariff's table says
+    "companions",  # further persons on the same tap, at the list fare
+    "product",  # covered by a pass or by a book's coupon
+    "discount",  # a concession or campaign
+    "transfer",  # an adjustment because legs form a group
+    "cap",  # what a cap takes off, or gives back when an earlier leg became cheaper
+    "hold",  # taken at entry and given back at settlement
+    "sale",  # the price of a pass or book
+    "expiry",  # what is left of a book at its end: no rider's money moves
+]
+LegStatus: TypeAlias = Literal[
+    "open",  # entered, not yet left
+    "complete",
+    "cancelled",  # left where entered, within the grace
+    "missing_exit",
+    "missing_entry",
+    "late_exit",  # the exit came after the longest stay; the maximum stands
+    "unknown",  # no rule gives a price: it is in a queue, and not zero
+]
+
+
+class Line(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """One reason for one amount. The rider's charge is the sum of `amount`; the operators' pool receives
+    `amount + funded` of it all, where `funded` is what the bearer pays for what the rider does not."""
+
+    leg_id: str
+    kind: LineKind
+    rule_id: str
+    amount: int
+    bearer: str
+    """Who bears it: `rider`, `operators`, `product:<id>`, or a party."""
+    funded: int
+    cause: str
+    """The fact that made this line, or `<leg>/overdue`, `<sale>/expiry` where only time passed."""
+    version_id: str
+
+
+class Leg(msgspec.Struct, gc=False):
+    """One ride. Its first tap names it; it fills up while the rider travels."""
+
+    leg_id: str
+    token_id: str
+    media: str
+    rider_category: str
+    network_id: str | None
+    route_id: str | None
+    operator_id: str | None
+    from_stop_id: str | None
+    to_stop_id: str | None
+    entry_at: int | None
+    exit_at: int | None
+    service_day: int
+    version_id: str
+    status: LegStatus
+    persons: int = 1
+    hold: int = 0
+    net: int = 0
+    """What the holder pays for it so far, before caps."""
+    reason: str = ""
+
+
+class Sale(msgspec.Struct, frozen=True, gc=False):
+    """A pass or book that was bought."""
+
+    sale_id: str
+    product_id: str
+    token_id: str
+    media: str
+    at: int
+    service_day: int
+    version_id: str
+
+
+def line_id(line: Line) -> LineId:
+    """Ids come from causes: the same fact acting on the same leg by the same rule is the same line, on every rerun."""
+    text = "\x1f".join((line.cause, line.leg_id, line.kind, line.rule_id))
+    return LineId(hashlib.sha256(text.encode()).hexdigest()[:32])

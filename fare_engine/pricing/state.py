@@ -1,0 +1,47 @@
+"""What a traveller's past leaves behind for the future: open legs, joinable legs, counters and what was bought.
+
+With this state a fold goes on where another stopped, and gives the same lines as one that starts from the first fact."""
+
+from __future__ import annotations
+
+import msgspec
+
+from fare_engine.pricing.lines import Leg
+
+NEVER = 1 << 62
+
+
+class Lot(msgspec.Struct, gc=False):
+    """A pass or book in a traveller's hands."""
+
+    lot_id: str
+    product_id: str
+    version_id: str
+    """The version it was bought under: it keeps that version's terms."""
+    bought_day: int
+    first_day: int | None
+    """None: a pass that starts with its first tap, not yet ridden."""
+    last_day: int | None
+    trips_used: int
+    expires_at: int
+
+
+class State(msgspec.Struct):
+    """Everything the fold remembers of one traveller."""
+
+    open_legs: list[Leg] = []
+    overdue: list[Leg] = []
+    """Legs charged for a missing exit that may still come late."""
+    joinable: list[Leg] = []
+    """Complete legs that may be the first of a group, oldest first."""
+    transfers: dict[str, int] = {}
+    """Of a joinable leg: how many transfers its group has had."""
+    counters: dict[tuple[str, int], int] = {}
+    """(cap or discount id, first day of its period) → amount or number so far."""
+    lots: list[Lot] = []
+    next_due: int = NEVER
+    """The next instant at which something happens without a tap."""
+
+    def set_next_due(self, longest_stays: list[int]) -> None:
+        """Recompute `next_due` from the open legs' last instants (given) and the lots' ends."""
+        self.next_due = min([*longest_stays, *(lot.expires_at for lot in self.lots)], default=NEVER)
