@@ -1,1 +1,52 @@
-def main() -> None: ...
+"""The `motthe` command and the web application, composed from the packages' own. Nothing imports this module."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from clearing import commands as clearing_commands
+from fare_engine import commands as fare_commands
+from fare_engine.errors import InputError, MottheError
+from fare_engine.service.app import create_app, open_service
+
+app = typer.Typer(name="motthe", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
+    data: fare_commands.Store = None,
+    adopt: Annotated[list[str] | None, typer.Option(help="A proposed tariff version to treat as in force.")] = None,
+) -> None:
+    """Serve taps and pages."""
+    settings = fare_commands.stored_settings(data)
+    if adopt:
+        settings = settings.model_copy(update={"adopt": tuple(adopt)})
+    service = open_service(settings)
+    uvicorn.run(create_app(service), host=host, port=port, log_level="warning", access_log=False)
+
+
+for part in (fare_commands.app, clearing_commands.app):
+    app.registered_commands += part.registered_commands
+    app.registered_groups += part.registered_groups
+
+
+def main() -> None:
+    """Run the command; what is wrong with somebody's input is printed, one fault a line, and ends with exit code 1."""
+    try:
+        app()
+    except InputError as error:
+        fare_commands.report(error)
+        sys.exit(1)
+    except MottheError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -38,9 +38,11 @@ class TariffError(InputError):
 class EnvelopeError(MottheError):
     """A message from a terminal that is refused whole; `cause` is a stable word from docs/tap-format.md."""
 
-    def __init__(self, cause: str, detail: str) -> None:
+    def __init__(self, cause: str, detail: str, resume_from: int | None = None) -> None:
         self.cause = cause
         self.detail = detail
+        self.resume_from = resume_from
+        """With the cause `gap`: the sequence from which the server wants the stream."""
         super().__init__(f"{cause}: {detail}")
 
 

@@ -16,9 +16,9 @@ def percent_of(amount: int, percent: int) -> int:
     return sign * ((abs(amount) * percent * 2 + 100) // 200)
 
 
-def whole_part_per(amount: int, parts: int) -> int:
-    """The whole amount of one of `parts` equal parts, rounded down: a book of 30 for 112,500 gives 3,750 a coupon."""
-    return amount // parts
+def whole_parts(price: int, parts: int, count: int) -> int:
+    """The first `count` of `parts` parts of a price, rounded down: all of them are the price."""
+    return price * count // parts
 
 
 def shares(total: int, weights: Mapping[str, int]) -> dict[str, Fraction]:

@@ -59,7 +59,7 @@ class Fold:
             overdue = [leg for leg in state.open_legs if legs.last_instant(self, leg) == at]
             for leg in sorted(overdue, key=_leg_id):
                 legs.close_overdue(self, leg)
-            products.expire(self, at)
+            products.pass_time(self, at)
             self.reckon_next_due()
         state.overdue = [leg for leg in state.overdue if leg.entry_at is not None and to - leg.entry_at < DAY_MS]
 
@@ -77,10 +77,13 @@ class Fold:
             return None
         return self.version_of(leg).terms(leg.network_id, leg.route_id, leg.media, leg.rider_category)
 
-    def add_line(self, leg_id: str, kind: LineKind, rule_id: str, amount: int, bearer: str, version_id: str) -> None:
-        """A line borne by somebody: a bearer who is neither the rider nor the operators pays what he takes off."""
-        funded = 0 if bearer == "rider" or bearer == OPERATORS or bearer.startswith("product:") else -amount
-        self.lines.append(Line(leg_id, kind, rule_id, amount, bearer, funded, self.cause, version_id))
+    def add_line(self, leg: Leg, kind: LineKind, rule_id: str, amount: int, bearer: str = "rider", version_id: str = "") -> None:
+        """A line of a leg: a bearer who is neither the rider nor the operators pays what he takes off.
+
+        `version_id` is given where another version than the leg's owns the rule."""
+        funded = 0 if bearer in ("rider", OPERATORS) else -amount
+        version_id = version_id or leg.version_id
+        self.lines.append(Line(leg.leg_id, kind, rule_id, amount, bearer, funded, self.cause, version_id, leg.service_day))
 
 
 def fold(tariff: CompiledTariff, facts: Iterable[Fact], as_of: int, state: State | None = None) -> Folded:

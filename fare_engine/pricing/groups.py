@@ -60,11 +60,11 @@ def _adjust(fold: Fold, first: Leg, second: Leg, join: Join, second_terms: Terms
     off_second = min(rule.off_second, second.net)
     if off_first:
         first.net -= off_first
-        fold.add_line(first.leg_id, "transfer", rule.rule_id, -off_first, rule.bearer, first.version_id)
+        fold.add_line(first, "transfer", rule.rule_id, -off_first, rule.bearer)
         periods.count(fold, first, -off_first, first_terms)
     if off_second:
         second.net -= off_second
-        fold.add_line(second.leg_id, "transfer", rule.rule_id, -off_second, rule.bearer, first.version_id)
+        fold.add_line(second, "transfer", rule.rule_id, -off_second, rule.bearer, first.version_id)
 
 
 def _offer(fold: Fold, leg: Leg, terms: Terms, transfers: int) -> None:

@@ -63,10 +63,10 @@ def settle(fold: Fold, leg: Leg, price: LegPrice | None, terms: Terms, *, joins:
         leg.status = "unknown"
         leg.reason = f"no rule of {leg.version_id} gives a fare on {leg.network_id} from {leg.from_stop_id} to {leg.to_stop_id}"
         return
-    fold.add_line(leg.leg_id, "list_fare", price.rule_id, price.amount, "rider", leg.version_id)
+    fold.add_line(leg, "list_fare", price.rule_id, price.amount)
     if leg.persons > 1:
         amount = price.amount * (leg.persons - 1)
-        fold.add_line(leg.leg_id, "companions", price.rule_id, amount, "rider", leg.version_id)
+        fold.add_line(leg, "companions", price.rule_id, amount)
     leg.net = price.amount
     if leg.net and not products.cover(fold, leg, terms):
         for discount in terms.discounts:
@@ -127,12 +127,12 @@ def _hold(fold: Fold, leg: Leg, version: CompiledVersion, terms: Terms) -> None:
         amount -= _discount(fold, leg, discount, amount)
     if amount:
         leg.hold = amount
-        fold.add_line(leg.leg_id, "hold", f"{terms.tap_rule.rule_id}/hold", amount, "rider", leg.version_id)
+        fold.add_line(leg, "hold", f"{terms.tap_rule.rule_id}/hold", amount)
 
 
 def _release_hold(fold: Fold, leg: Leg, terms: Terms) -> None:
     if leg.hold:
-        fold.add_line(leg.leg_id, "hold", f"{terms.tap_rule.rule_id}/hold", -leg.hold, "rider", leg.version_id)
+        fold.add_line(leg, "hold", f"{terms.tap_rule.rule_id}/hold", -leg.hold)
         leg.hold = 0
 
 
@@ -223,6 +223,6 @@ def _take_discount(fold: Fold, leg: Leg, discount: DatedDiscount) -> None:
         return
     rule = discount.rule
     leg.net -= off
-    fold.add_line(leg.leg_id, "discount", rule.rule_id, -off, rule.bearer, leg.version_id)
+    fold.add_line(leg, "discount", rule.rule_id, -off, rule.bearer)
     if rule.quota_per_day:
         periods.add_to_counter(fold.state, rule.rule_id, leg.service_day, 1)

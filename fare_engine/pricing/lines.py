@@ -21,7 +21,8 @@ LineKind: TypeAlias = Literal[
     "cap",  # what a cap takes off, or gives back when an earlier leg became cheaper
     "hold",  # taken at entry and given back at settlement
     "sale",  # the price of a pass or book
-    "expiry",  # what is left of a book at its end: no rider's money moves
+    "release",  # one day's part of a pass's price, for sharing: no rider's money moves
+    "expiry",  # what is left of a book at its end, likewise
 ]
 LegStatus: TypeAlias = Literal[
     "open",  # entered, not yet left
@@ -46,8 +47,10 @@ class Line(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Who bears it: `rider`, `operators`, `product:<id>`, or a party."""
     funded: int
     cause: str
-    """The fact that made this line, or `<leg>/overdue`, `<sale>/expiry` where only time passed."""
+    """The fact that made this line, or `<leg>/overdue`, `<sale>/day/2`, `<sale>/expiry` where only time passed."""
     version_id: str
+    service_day: int
+    """The service day that the line is for: its leg's, its sale's, or the day that is released."""
 
 
 class Leg(msgspec.Struct, gc=False):

@@ -28,7 +28,7 @@ def count(fold: Fold, leg: Leg, change: int, terms: Terms) -> None:
         after = add_to_counter(fold.state, cap.rule_id, period_of(cap, leg.service_day), change)
         off = max(0, after - cap.amount) - max(0, before - cap.amount)
         if off:
-            fold.add_line(leg.leg_id, "cap", cap.rule_id, -off, cap.bearer, leg.version_id)
+            fold.add_line(leg, "cap", cap.rule_id, -off, cap.bearer)
             change -= off
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fare_engine.facts import Purchase
-from fare_engine.pricing.lines import Leg, Line, Sale
+from fare_engine.money import whole_parts
+from fare_engine.pricing.lines import Leg, Line, LineKind, Sale
 from fare_engine.pricing.state import NEVER, Lot
 from fare_engine.service_day import day_starts_at, to_date, to_day
 from fare_engine.tariff.compile import Terms
@@ -30,14 +31,14 @@ def take_purchase(fold: Fold, purchase: Purchase) -> None:
     fold.sales[purchase.fact_id] = Sale(
         purchase.fact_id, product.product_id, purchase.token_id, purchase.media, purchase.at, day, version.version_id
     )
-    rule = f"sale/{product.product_id}"
-    fold.add_line(purchase.fact_id, "sale", rule, product.price, "rider", version.version_id)
     lot = Lot(purchase.fact_id, product.product_id, version.version_id, day, None, None, 0, NEVER)
-    if product.kind == "book":
-        _start(fold, lot, day, to_day(to_date(day).replace(month=12, day=31)))
-    elif product.starts == "purchase":
-        _start(fold, lot, day, day + product.days - 1)
+    _add_line(fold, lot, "sale", product.price, 0, day)
     fold.state.lots.append(lot)
+    if product.kind == "book":
+        lot.first_day, lot.last_day = day, to_day(to_date(day).replace(month=12, day=31))
+        lot.next_due = _starts_at(fold, lot, lot.last_day + 1)
+    elif product.starts == "purchase":
+        _begin_pass(fold, lot, day)
     fold.reckon_next_due()
 
 
@@ -47,16 +48,15 @@ def cover(fold: Fold, leg: Leg, terms: Terms) -> bool:
     if lot is None:
         return False
     product = product_of(fold, lot)
-    if lot.first_day is None:
-        _start(fold, lot, leg.service_day, leg.service_day + product.days - 1)
-        fold.reckon_next_due()
     funded = 0
     if product.kind == "book":
-        funded = _coupons_worth(product, lot.trips_used + 1) - _coupons_worth(product, lot.trips_used)
-        lot.trips_used += 1
-    bearer = f"product:{product.product_id}"
-    line = Line(leg.leg_id, "product", f"product/{product.product_id}", -leg.net, bearer, funded, fold.cause, leg.version_id)
-    fold.lines.append(line)
+        funded = _part(product.price, product.trips, lot.used)
+        lot.used += 1
+    elif lot.first_day is None:
+        _begin_pass(fold, lot, leg.service_day)
+        fold.reckon_next_due()
+    bearer, rule = f"product:{product.product_id}", f"product/{product.product_id}"
+    fold.lines.append(Line(leg.leg_id, "product", rule, -leg.net, bearer, funded, fold.cause, leg.version_id, leg.service_day))
     leg.net = 0
     return True
 
@@ -74,17 +74,19 @@ def find_lot(fold: Fold, leg: Leg, list_fare: int, terms: Terms) -> Lot | None:
     return best
 
 
-def expire(fold: Fold, at: int) -> None:
-    """Ends of products: an ended pass is dropped; what is left of a book is released for sharing."""
-    for lot in [lot for lot in fold.state.lots if lot.expires_at == at]:
+def pass_time(fold: Fold, at: int) -> None:
+    """What lots do at an instant: a pass's next day begins, a pass ends, a book's rest is released for sharing."""
+    for lot in [lot for lot in fold.state.lots if lot.next_due == at]:
         product = product_of(fold, lot)
+        if product.kind == "pass" and lot.used < product.days:
+            fold.cause = f"{lot.lot_id}/day/{lot.used + 1}"
+            _release_day(fold, lot)
+            continue
         fold.state.lots.remove(lot)
-        left = product.price - _coupons_worth(product, lot.trips_used) if product.kind == "book" else 0
-        if left:
+        left = sum(_part(product.price, product.trips, coupon) for coupon in range(lot.used, product.trips))
+        if left and lot.last_day is not None:
             fold.cause = f"{lot.lot_id}/expiry"
-            bearer = f"product:{product.product_id}"
-            rule = f"expiry/{product.product_id}"
-            fold.lines.append(Line(lot.lot_id, "expiry", rule, 0, bearer, left, fold.cause, lot.version_id))
+            _add_line(fold, lot, "expiry", 0, left, lot.last_day)
 
 
 def product_of(fold: Fold, lot: Lot) -> Product:
@@ -100,16 +102,37 @@ def _covers(product: Product, lot: Lot, leg: Leg, list_fare: int) -> bool:
     if lot.first_day is not None and lot.last_day is not None and not lot.first_day <= leg.service_day <= lot.last_day:
         return False
     if product.kind == "book":
-        return lot.trips_used < product.trips and (not product.covers_up_to or list_fare <= product.covers_up_to)
+        return lot.used < product.trips and (not product.covers_up_to or list_fare <= product.covers_up_to)
     return True
 
 
-def _start(fold: Fold, lot: Lot, first_day: int, last_day: int) -> None:
+def _begin_pass(fold: Fold, lot: Lot, day: int) -> None:
+    lot.first_day, lot.last_day = day, day + product_of(fold, lot).days - 1
+    _release_day(fold, lot)
+
+
+def _release_day(fold: Fold, lot: Lot) -> None:
+    """The next day's part of a pass's price."""
+    product = product_of(fold, lot)
+    assert lot.first_day is not None
+    day = lot.first_day + lot.used
+    _add_line(fold, lot, "release", 0, _part(product.price, product.days, lot.used), day)
+    lot.used += 1
+    lot.next_due = _starts_at(fold, lot, day + 1)
+
+
+def _add_line(fold: Fold, lot: Lot, kind: LineKind, amount: int, funded: int, day: int) -> None:
+    """A line that hangs on a sale."""
+    bearer = "rider" if kind == "sale" else f"product:{lot.product_id}"
+    rule = f"{kind}/{lot.product_id}"
+    fold.lines.append(Line(lot.lot_id, kind, rule, amount, bearer, funded, fold.cause, lot.version_id, day))
+
+
+def _starts_at(fold: Fold, lot: Lot, day: int) -> int:
     version = fold.tariff.versions[lot.version_id]
-    lot.first_day, lot.last_day = first_day, last_day
-    lot.expires_at = day_starts_at(last_day + 1, version.zone, version.day_start_ms)
+    return day_starts_at(day, version.zone, version.day_start_ms)
 
 
-def _coupons_worth(product: Product, coupons: int) -> int:
-    """What the first so many coupons of a book are worth together: whole amounts that sum to the book's price."""
-    return product.price * coupons // product.trips
+def _part(price: int, parts: int, number: int) -> int:
+    """The part `number` (from 0) of a price in so many whole parts that sum to it."""
+    return whole_parts(price, parts, number + 1) - whole_parts(price, parts, number)

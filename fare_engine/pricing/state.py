@@ -22,8 +22,10 @@ class Lot(msgspec.Struct, gc=False):
     first_day: int | None
     """None: a pass that starts with its first tap, not yet ridden."""
     last_day: int | None
-    trips_used: int
-    expires_at: int
+    used: int
+    """Of a book: coupons; of a pass: days whose part of the price is released."""
+    next_due: int
+    """When its next day begins, or after its last day."""
 
 
 class State(msgspec.Struct):
@@ -44,4 +46,4 @@ class State(msgspec.Struct):
 
     def set_next_due(self, longest_stays: list[int]) -> None:
         """Recompute `next_due` from the open legs' last instants (given) and the lots' ends."""
-        self.next_due = min([*longest_stays, *(lot.expires_at for lot in self.lots)], default=NEVER)
+        self.next_due = min([*longest_stays, *(lot.next_due for lot in self.lots)], default=NEVER)

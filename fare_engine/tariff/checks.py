@@ -116,7 +116,10 @@ def amounts_make_sense(version: Version, tariff: Tariff) -> Iterator[Fault]:
         if row.valid_from and row.valid_to and row.valid_to < row.valid_from:
             yield Fault(f"{place} valid_to", str(row.valid_to), f"before valid_from {row.valid_from}")
     positive = {"joining_rules": ("window_minutes", "max_transfers"), "caps": ("amount",), "products": ()}
-    not_negative = {"joining_rules": ("off_first", "off_second"), "products": ("price", "trips", "days", "covers_up_to")}
+    not_negative = {
+        "joining_rules": ("off_first", "off_second"),
+        "products": ("price", "trips", "days", "covers_up_to"),
+    }
     for kind in ("joining_rules", "caps", "products"):
         for place, row in _rows(version, kind):
             for field in positive.get(kind, ()):

@@ -105,9 +105,7 @@ class CompiledVersion:
             field: frozenset(getattr(rule, field) for rule in version.leg_rules) - {None}
             for field in ("network_id", "from_area_id", "to_area_id")
         }
-        self._amounts = {
-            (row.fare_product_id, row.rider_category_id, row.fare_media_id): row.amount for row in version.products
-        }
+        self._amounts = {(row.fare_product_id, row.rider_category_id, row.fare_media_id): row.amount for row in version.products}
 
     def service_day(self, at: int) -> int:
         """The service day of an instant under this version."""
@@ -121,7 +119,13 @@ class CompiledVersion:
         return self._terms[key]
 
     def leg_price(
-        self, network: str, from_stop: str | None, to_stop: str | None, media: str, category: str, times: tuple[int, int]
+        self,
+        network: str,
+        from_stop: str | None,
+        to_stop: str | None,
+        media: str,
+        category: str,
+        times: tuple[int, int],
     ) -> LegPrice | None:
         """The list fare between two stops (None: not known or not asked), or None where no rule gives one.
 
@@ -156,18 +160,12 @@ class CompiledVersion:
             tap_rule=tap_rule,
             longest_stay_ms=tap_rule.longest_stay_minutes * MINUTE_MS,
             grace_ms=tap_rule.same_stop_grace_minutes * MINUTE_MS,
-            discounts=tuple(
-                _dated(row)
-                for row in file.discounts
-                if for_rider(row) and _on_leg(row, network, route)
-            ),
+            discounts=tuple(_dated(row) for row in file.discounts if for_rider(row) and _on_leg(row, network, route)),
             joins=tuple(_join(row) for row in file.joining_rules if for_rider(row) and network in row.from_networks),
             join_ids=frozenset(row.rule_id for row in file.joining_rules if for_rider(row)),
             caps=tuple(row for row in file.caps if for_rider(row) and _any_or_in(row.networks, network)),
             products=tuple(
-                row
-                for row in file.products
-                if network in row.networks and _any_or_in(row.rider_categories, category)
+                row for row in file.products if network in row.networks and _any_or_in(row.rider_categories, category)
             ),
         )
 
@@ -279,6 +277,7 @@ class CompiledTariff:
         self._network_of: dict[tuple[str | None, str | None], str | None] = {}
         self.categories = frozenset(name for version in pricing for name in version.categories)
         self.media = frozenset(name for version in pricing for name in version.media)
+        self.default_category = pricing[-1].default_category if pricing else ""
 
     @property
     def currency(self) -> str:

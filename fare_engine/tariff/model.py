@@ -32,7 +32,7 @@ class Name(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     en: str
 
 
-class Head(Row, kw_only=True):
+class Head(Row, frozen=True, kw_only=True):
     """Which version this is, from when, and the few facts that hold for all of it."""
 
     version: str
@@ -46,7 +46,7 @@ class Head(Row, kw_only=True):
     """When the service day turns, local time HH:MM."""
 
 
-class TapRule(Row, kw_only=True):
+class TapRule(Row, frozen=True, kw_only=True):
     """How riders tap on some networks, and what a tap that never came costs."""
 
     rule_id: str
@@ -65,7 +65,7 @@ class TapRule(Row, kw_only=True):
     missing_counts_toward_caps: bool = False
 
 
-class Discount(Row, kw_only=True):
+class Discount(Row, frozen=True, kw_only=True):
     """A concession or campaign: less than the list fare, and who pays the difference."""
 
     rule_id: str
@@ -87,7 +87,7 @@ class Discount(Row, kw_only=True):
     """At most this many legs a traveller and service day; 0: no limit."""
 
 
-class JoiningRule(Row, kw_only=True):
+class JoiningRule(Row, frozen=True, kw_only=True):
     """Two consecutive legs that are priced as a group: an amount off each when the second is ridden."""
 
     rule_id: str
@@ -107,7 +107,7 @@ class JoiningRule(Row, kw_only=True):
     bearer: str
 
 
-class Cap(Row, kw_only=True):
+class Cap(Row, frozen=True, kw_only=True):
     """The most that the counted legs of one period cost together; what is above it is taken off."""
 
     rule_id: str
@@ -120,7 +120,7 @@ class Cap(Row, kw_only=True):
     bearer: str = OPERATORS
 
 
-class Product(Row, kw_only=True):
+class Product(Row, frozen=True, kw_only=True):
     """A pass (unlimited legs for some days) or a book (a number of legs), sold apart from the legs."""
 
     product_id: str

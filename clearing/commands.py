@@ -1,0 +1,112 @@
+"""Clearing's commands: close a service date and publish its statements."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from clearing import store
+from clearing.agreements import Agreements, load_agreements
+from clearing.close import Closed, close_through
+from fare_engine.application import Application
+from fare_engine.commands import Opened, Store, open_store
+from fare_engine.money import format_amount
+from fare_engine.service_day import day_starts_at, to_day
+from fare_engine.tariff.compile import CompiledTariff
+
+app = typer.Typer()
+
+
+@app.command()
+def clear(
+    service_date: Annotated[str, typer.Argument(help="The service date to close, as 2026-03-02.")],
+    data: Store = None,
+) -> None:
+    """Close a service date: share its money, net, publish one statement per operator, prove the day.
+
+    A second run changes nothing and writes the same bytes."""
+    try:
+        date.fromisoformat(service_date)
+    except ValueError as error:
+        raise typer.BadParameter(f"{service_date!r}: {error}") from None
+    opened = open_store(data)
+    found = clear_date(opened, service_date)
+    folder = write_documents(opened.data, found)
+    print_close(Console(), found[-1], opened.tariff)
+    typer.echo(f"statements in {folder}" + ("" if found[-1].newly else " (closed before; the same bytes)"))
+
+
+def clear_date(opened: Opened, service_date: str) -> list[Closed]:
+    """Let time pass to the end of the date, then close it and every open date before it, each in one transaction."""
+    ends_at = end_of(opened.tariff, service_date)
+    application = Application(opened.tariff, opened.server_key)
+    with opened.database.read() as connection:
+        already = store.is_closed(connection, service_date)
+    while not already:
+        with opened.database.write() as connection:
+            if not application.advance(connection, ends_at):
+                break
+    agreements = agreements_of(opened.tariff, opened.tariff_folder)
+    with opened.database.write() as connection:
+        return close_through(connection, agreements, service_date, lambda on: end_of(opened.tariff, on))
+
+
+def end_of(tariff: CompiledTariff, service_date: str) -> int:
+    """The instant at which a service date ends: the next one's turn, under the version then in force."""
+    day = to_day(date.fromisoformat(service_date))
+    noon = day_starts_at(day, tariff.zone, 12 * 3_600_000)
+    version = tariff.version_at(noon)
+    return day_starts_at(day + 1, tariff.zone, version.day_start_ms if version else 0)
+
+
+def agreements_of(tariff: CompiledTariff, folder: Path) -> Agreements:
+    """The agreements in the city's folder."""
+    path = folder if (folder / "clearing.toml").exists() else folder.parent
+    return load_agreements(path / "clearing.toml", tariff.network.parties.keys(), tariff.currency)
+
+
+def write_documents(data: Path, closed: list[Closed]) -> Path:
+    """The documents of each date as files; a file that is there already must have the same bytes."""
+    folder = data / "statements"
+    for one in closed:
+        for name, content in one.documents.items():
+            path = folder / one.accounting_date / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    return folder / closed[-1].accounting_date
+
+
+def print_close(console: Console, closed: Closed, tariff: CompiledTariff) -> None:
+    """The operators' table and the day's proof line."""
+    table = Table(title=f"Net positions {closed.accounting_date} ({tariff.currency})")
+    table.add_column("party")
+    for name in ("settled", "cash held", "net"):
+        table.add_column(name, justify="right")
+    lines = closed.documents["positions.csv"].decode().splitlines()[1:]
+    for line in lines:
+        party, settled, cash, net = line.split(",")
+        known = tariff.network.parties.get(party)
+        name = known.name_en if known else party
+        table.add_row(name, *(format_amount(int(cell), tariff.currency) for cell in (settled, cash, net)))
+    console.print(table)
+    console.print(proof_line(closed, tariff.currency), soft_wrap=True)
+
+
+def proof_line(closed: Closed, currency: str) -> str:
+    """What came in equals what went out, in one line."""
+    proof = json.loads(closed.documents["proof.json"])
+
+    def money(name: str) -> str:
+        return format_amount(proof[name], currency)
+
+    return (
+        f"PROOF {closed.accounting_date}: charged {money('charged')} + borne by others {money('borne')} "
+        f"+ passes and books {money('products')} = shared {money('settled')}; debits {money('debits')} "
+        f"= credits {money('credits')}; net positions sum to {proof['net_sum']}; seal {proof['seal'][:16]}"
+    )

@@ -1,0 +1,149 @@
+"""What is booked of a traveller, against what should be: the difference is what a new fact moves.
+
+The fold says which lines there should be; the record says which are booked. A line that is no longer there, or has another
+amount, is reversed; a new one is booked. Whatever the order in which facts came, the sums end up the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from fare_engine.facts import Fact, Purchase, Tap
+from fare_engine.ledger import transaction_id
+from fare_engine.pricing.fold import Folded, fold
+from fare_engine.pricing.lines import Line, line_id
+from fare_engine.pricing.state import State
+from fare_engine.service_day import to_date
+from fare_engine.tariff.compile import CompiledTariff
+
+
+class Entitlement(msgspec.Struct, frozen=True, array_like=True):
+    """A rider category that a traveller has from an instant on, up to before another (None: without end)."""
+
+    category: str
+    valid_from: int
+    valid_to: int | None
+
+
+class Booked(msgspec.Struct, array_like=True):
+    """A line with its latest movement: an even generation stands, an odd one is reversed."""
+
+    line: Line
+    generation: int
+    service_date: str
+    operator_id: str | None
+    network_id: str | None
+
+
+class Record(msgspec.Struct):
+    """What a traveller's row holds."""
+
+    facts: list[Fact] = []
+    refused: list[Tap] = []
+    """Taps that the service did not let through: they act only if the terminal opened all the same."""
+    entitlements: list[Entitlement] = []
+    booked: dict[str, Booked] = {}
+    base: State | None = None
+    """The state before the open window's facts."""
+
+
+class Movement(msgspec.Struct, frozen=True):
+    """One movement of one line: booked (amounts as they are) or reversed (amounts negated)."""
+
+    transaction_id: str
+    line_id: str
+    generation: int
+    line: Line
+    service_date: str
+    operator_id: str | None
+    network_id: str | None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Record)
+
+
+def encode(record: Record) -> bytes:
+    """A record as its row keeps it."""
+    return _encoder.encode(record)
+
+
+def decode(data: bytes) -> Record:
+    """A record from its row."""
+    return _decoder.decode(data)
+
+
+def price(tariff: CompiledTariff, record: Record, as_of: int) -> Folded:
+    """The fold of a record's facts, each tap with the category that the traveller had at its time."""
+    return fold(tariff, with_categories(record, tariff.default_category), as_of, record.base)
+
+
+def with_categories(record: Record, default: str) -> Iterable[Fact]:
+    """The record's facts with the rider category that held at each one's time: the latest entitlement that began by then."""
+    if not record.entitlements:
+        return [_in_category(fact, default) for fact in record.facts]
+    newest_first = sorted(record.entitlements, key=lambda entitlement: entitlement.valid_from, reverse=True)
+    return [_in_category(fact, _category_at(newest_first, fact.at, default)) for fact in record.facts]
+
+
+def book(record: Record, folded: Folded) -> list[Movement]:
+    """Bring what is booked to what should be; the record is brought up to date and the movements are given."""
+    wanted: dict[str, Line] = {line_id(line): line for line in folded.lines}
+    movements = [
+        _move(record.booked[known], known, reverse=True)
+        for known in sorted(record.booked)
+        if _stands(record.booked[known]) and wanted.get(known) != record.booked[known].line
+    ]
+    for wanted_id, line in wanted.items():
+        booked = record.booked.get(wanted_id)
+        if booked is not None and _stands(booked):
+            continue
+        generation = booked.generation if booked is not None else -1
+        record.booked[wanted_id] = _booked(line, generation, folded)
+        movements.append(_move(record.booked[wanted_id], wanted_id, reverse=False))
+    return movements
+
+
+def charge(movements: Iterable[Movement]) -> int:
+    """What some movements take from whoever pays."""
+    return sum(movement.line.amount for movement in movements)
+
+
+def _in_category(fact: Fact, category: str) -> Fact:
+    if not isinstance(fact, Tap | Purchase) or fact.rider_category == category:
+        return fact
+    return msgspec.structs.replace(fact, rider_category=category)
+
+
+def _category_at(newest_first: list[Entitlement], at: int, default: str) -> str:
+    for entitlement in newest_first:
+        if entitlement.valid_from <= at and (entitlement.valid_to is None or at < entitlement.valid_to):
+            return entitlement.category
+    return default
+
+
+def _stands(booked: Booked) -> bool:
+    return booked.generation % 2 == 0
+
+
+def _booked(line: Line, generation: int, folded: Folded) -> Booked:
+    leg = folded.legs.get(line.leg_id)
+    day = to_date(line.service_day).isoformat()
+    return Booked(line, generation, day, leg.operator_id if leg else None, leg.network_id if leg else None)
+
+
+def _move(booked: Booked, booked_id: str, *, reverse: bool) -> Movement:
+    booked.generation += 1
+    line = booked.line
+    if reverse:
+        line = msgspec.structs.replace(line, amount=-line.amount, funded=-line.funded)
+    return Movement(
+        transaction_id(booked_id, booked.generation),
+        booked_id,
+        booked.generation,
+        line,
+        booked.service_date,
+        booked.operator_id,
+        booked.network_id,
+    )

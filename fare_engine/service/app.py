@@ -1,0 +1,141 @@
+"""The web application: `create_app` builds everything; nothing connects when a module is imported."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.routing import Route
+
+from fare_engine.application import Application
+from fare_engine.receipt import Receipt
+from fare_engine.settings import Settings, secret_file
+from fare_engine.service.tap_lane import TapLane
+from fare_engine.store import receipts
+from fare_engine.store.database import Database
+from fare_engine.tariff.compile import CompiledTariff, load_compiled
+
+logger = logging.getLogger(__name__)
+Clock = Callable[[], int]
+WORKER_SECONDS = 2.0
+
+
+@dataclass(slots=True)
+class Service:
+    """What a running service consists of; routes find it as `request.app.state.service`."""
+
+    settings: Settings
+    database: Database
+    tariff: CompiledTariff
+    application: Application
+    receipt: Receipt
+    lane: TapLane
+    clock: Clock
+    server_key: bytes
+
+
+def system_clock() -> int:
+    """Now, in milliseconds UTC."""
+    return time.time_ns() // 1_000_000
+
+
+def open_service(settings: Settings, clock: Clock = system_clock) -> Service:
+    """Load the tariff, open the database, make what is missing."""
+    settings.data.mkdir(parents=True, exist_ok=True)
+    tariff = load_compiled(settings.tariff, settings.adopt)
+    database = Database(settings.url)
+    database.create()
+    key = settings.server_key
+    application = Application(tariff, key)
+    receipt = Receipt(database, application)
+    return Service(settings, database, tariff, application, receipt, TapLane(receipt, clock), clock, key)
+
+
+def create_app(service: Service, routers: tuple[APIRouter, ...] = ()) -> FastAPI:
+    """The application over an open service, with the pages that other packages bring."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        gc.collect()
+        gc.freeze()  # what is loaded by now lives as long as the process: keep collections short
+        worker = asyncio.create_task(_work(service))
+        yield
+        worker.cancel()
+        with suppress(asyncio.CancelledError):
+            await worker
+        service.database.dispose()
+
+    app = FastAPI(title="Một Thẻ", version="0.1.0", lifespan=lifespan)
+    app.state.service = service
+    app.add_middleware(
+        SessionMiddleware,
+        secret_key=secret_file(service.settings.data / "keys" / "session.key").hex(),
+        session_cookie="motthe",
+        max_age=8 * 3600,
+        same_site="strict",
+        https_only=False,
+    )
+    app.router.routes.append(Route("/v1/taps", endpoint=service.lane, methods=None))
+    app.include_router(api)
+    for router in routers:
+        app.include_router(router)
+    return app
+
+
+async def _work(service: Service) -> None:
+    """Every two seconds: let time pass for travellers for whom something is due, and try failed folds again."""
+    while True:
+        await asyncio.sleep(WORKER_SECONDS)
+        try:
+            now = service.clock()
+            with service.database.write() as connection:
+                service.application.advance(connection, now)
+                service.application.retry_dirty(connection, now)
+        except Exception:  # the worker outlives a bad moment of the database; the next turn tries again
+            logger.exception("the worker's turn failed")
+
+
+api = APIRouter()
+
+
+def get_service(request: Request) -> Service:
+    """The running service of a request."""
+    found: Service = request.app.state.service
+    return found
+
+
+@api.get("/healthz")
+def healthz(request: Request) -> JSONResponse:
+    """Alive, and the database answers."""
+    service = get_service(request)
+    with service.database.read() as connection:
+        connection.exec_driver_sql("SELECT 1")
+    return JSONResponse({"status": "ok", "server_time": service.clock()})
+
+
+@api.get("/v1/streams/{device_id}/{epoch}")
+def stream_state(request: Request, device_id: str, epoch: str) -> JSONResponse:
+    """How far one epoch of a device is acknowledged: what a terminal or a load test compares with its own outbox."""
+    service = get_service(request)
+    with service.database.read() as connection:
+        stream = receipts.find_streams(connection, [(device_id, epoch)]).get((device_id, epoch))
+        if stream is None:
+            raise HTTPException(404, f"no stream {device_id}/{epoch}")
+        held = receipts.count_held(connection, device_id, epoch)
+    return JSONResponse(
+        {
+            "device_id": device_id,
+            "epoch": epoch,
+            "acknowledged_through": stream.acknowledged_through,
+            "head": stream.head.hex(),
+            "taps_held": held,
+        }
+    )

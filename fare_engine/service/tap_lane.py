@@ -1,0 +1,119 @@
+"""The tap lane: POST /v1/taps as a raw ASGI application inside the FastAPI app.
+
+Messages that wait together are committed together: the lane collects what has arrived and, on the event loop's next turn,
+hands it to receipt in one transaction; each is answered after the commit. What waits is bounded; beyond it, 503."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.types import Receive, Scope, Send
+
+from fare_engine import answers
+from fare_engine.answers import BatchAnswer
+from fare_engine.errors import EnvelopeError
+from fare_engine.receipt import Receipt
+from fare_engine.service.problems import MEDIA_TYPE, body_of, status_of
+from fare_engine.tap_format import MAX_MESSAGE_BYTES
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING = 2000
+MAX_GROUP = 64
+KEPT_LATENCIES = 20_000
+
+
+@dataclass(slots=True)
+class LaneFigures:
+    """What the lane has done since it started; latencies are whole microseconds from the message's last byte to its answer."""
+
+    messages: int
+    taps: int
+    refused: int
+    latencies: deque[int]
+
+
+class TapLane:
+    """An ASGI application that takes messages and answers them."""
+
+    def __init__(self, receipt: Receipt, clock: Callable[[], int]) -> None:
+        self.receipt = receipt
+        self.clock = clock
+        self.figures = LaneFigures(0, 0, 0, deque(maxlen=KEPT_LATENCIES))
+        self._waiting: list[tuple[bytes, asyncio.Future[BatchAnswer | EnvelopeError]]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["method"] != "POST":
+            await _respond(send, 405, b"", [(b"allow", b"POST")])
+            return
+        message = await _body(receive)
+        started = time.perf_counter_ns()
+        outcome = EnvelopeError("too_large", "over the limit") if message is None else await self.submit(message)
+        self.figures.latencies.append((time.perf_counter_ns() - started) // 1000)
+        if isinstance(outcome, EnvelopeError):
+            self.figures.refused += 1
+            extra = [(b"retry-after", b"2")] if outcome.cause == "overloaded" else []
+            await _respond(send, status_of(outcome), body_of(outcome), extra, MEDIA_TYPE)
+            return
+        self.figures.messages += 1
+        self.figures.taps += len(outcome.answers)
+        await _respond(send, 200, answers.encode(outcome), [])
+
+    async def submit(self, message: bytes) -> BatchAnswer | EnvelopeError:
+        """Wait for the message's commit and give its answer."""
+        if len(self._waiting) >= MAX_WAITING:
+            return EnvelopeError("overloaded", f"{MAX_WAITING} messages wait already")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[BatchAnswer | EnvelopeError] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._commit)
+        self._waiting.append((message, future))
+        return await future
+
+    def _commit(self) -> None:
+        group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._commit)
+        try:
+            outcomes = self.receipt.accept_group([message for message, _ in group], self.clock())
+        except Exception as error:  # nothing of the group was committed: say so to each of its senders
+            logger.exception("a group of %d messages could not be committed", len(group))
+            for _, future in group:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), outcome in zip(group, outcomes, strict=True):
+            if not future.done():
+                future.set_result(outcome)
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The request's body; None as soon as it is larger than any message may be."""
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            break
+        part: bytes = event.get("body", b"")
+        size += len(part)
+        if size > MAX_MESSAGE_BYTES:
+            return None
+        parts.append(part)
+        more = event.get("more_body", False)
+    return b"".join(parts)
+
+
+async def _respond(
+    send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]], media_type: str = "application/json"
+) -> None:
+    found = [(b"content-type", media_type.encode()), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": found})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,47 @@
+"""What a running service is told from outside: environment variables that begin with MOTTHE_, or arguments."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fare_engine.store.database import sqlite_url
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+class Settings(BaseSettings):
+    """`data` is the folder of the embedded database, its keys and statements; `database_url` overrides the database."""
+
+    model_config = SettingsConfigDict(env_prefix="MOTTHE_")
+
+    data: Path = Path("motthe-data")
+    database_url: str | None = None
+    tariff: Path = PROJECT / "tariffs" / "hcmc"
+    adopt: tuple[str, ...] = ()
+    public_delay_minutes: int = 5
+    """The public page shows counts up to this long ago."""
+    demo: bool = False
+    """Shows engineers' figures on the live page; never set where riders' taps are real."""
+
+    @property
+    def url(self) -> str:
+        """The database's URL."""
+        return self.database_url or sqlite_url(self.data / "motthe.db")
+
+    @property
+    def server_key(self) -> bytes:
+        """The key under which tokens and card numbers are hashed; made on first use, readable by its owner only."""
+        return secret_file(self.data / "keys" / "server.key")
+
+
+def secret_file(path: Path) -> bytes:
+    """32 secret bytes kept in a file, made if it is not there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600, exist_ok=True)
+        if not path.stat().st_size:
+            path.write_bytes(secrets.token_bytes(32))
+    return path.read_bytes()

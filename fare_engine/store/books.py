@@ -1,0 +1,93 @@
+"""Lines and postings: added, never changed; and which accounting dates are closed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import date, timedelta
+
+from sqlalchemy import Connection, func, select
+
+from fare_engine import ledger
+from fare_engine.booking import Movement
+from fare_engine.store import schema
+
+
+def last_closed(connection: Connection) -> str | None:
+    """The latest closed accounting date."""
+    latest: str | None = connection.execute(select(func.max(schema.closes.c.accounting_date))).scalar_one()
+    return latest
+
+
+def accounting_date(service_date: str, closed_through: str | None) -> str:
+    """The service date if it is open, else the first open date."""
+    if closed_through is None or service_date > closed_through:
+        return service_date
+    return (date.fromisoformat(closed_through) + timedelta(days=1)).isoformat()
+
+
+class Booking:
+    """Movements of one transaction on their way into the books."""
+
+    def __init__(self, closed_through: str | None) -> None:
+        self.closed_through = closed_through
+        self.lines: list[dict[str, object]] = []
+        self.postings: list[dict[str, object]] = []
+        self.balance_changes: dict[str, int] = {}
+
+    def add(self, traveller_id: str, account_id: str, booked_for: str, movements: Iterable[Movement]) -> None:
+        """A traveller's movements, made because the fact `booked_for` came in."""
+        payer = account_id if account_id.startswith("collector:") else ledger.rider(account_id)
+        for movement in movements:
+            line = movement.line
+            on = accounting_date(movement.service_date, self.closed_through)
+            self.lines.append(
+                {
+                    "transaction_id": movement.transaction_id,
+                    "line_id": movement.line_id,
+                    "generation": movement.generation,
+                    "booked_for": booked_for,
+                    "traveller_id": traveller_id,
+                    "payer": payer,
+                    "leg_id": line.leg_id,
+                    "kind": line.kind,
+                    "rule_id": line.rule_id,
+                    "cause": line.cause,
+                    "version_id": line.version_id,
+                    "amount": line.amount,
+                    "bearer": line.bearer,
+                    "funded": line.funded,
+                    "operator_id": movement.operator_id,
+                    "network_id": movement.network_id,
+                    "service_date": movement.service_date,
+                    "accounting_date": on,
+                }
+            )
+            found = ledger.postings(line, payer, on, movement.network_id)
+            for number, posting in enumerate(found):
+                self.add_posting(movement.transaction_id, number, ledger.CODES[line.kind], posting, movement.service_date, on)
+            if line.amount:
+                self.balance_changes[account_id] = self.balance_changes.get(account_id, 0) - line.amount
+
+    def add_posting(
+        self, transaction_id: str, number: int, code: str, posting: ledger.Posting, service_date: str, on: str
+    ) -> None:
+        """One posting of a transaction, for a service date and under an accounting date."""
+        self.postings.append(
+            {
+                "transaction_id": transaction_id,
+                "number": number,
+                "code": str(code),
+                "debit": posting.debit,
+                "credit": posting.credit,
+                "amount": posting.amount,
+                "service_date": service_date,
+                "accounting_date": on,
+            }
+        )
+
+    def write(self, connection: Connection) -> None:
+        """Add everything to the books. A transaction that is there already is a fault of ours and stops the commit."""
+        if self.lines:
+            connection.execute(schema.lines.insert(), self.lines)
+        if self.postings:
+            connection.execute(schema.postings.insert(), self.postings)

@@ -1,0 +1,185 @@
+"""The engine and the auditor, written apart, price the same facts alike; and what must hold of every price."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clearing.auditor import (
+    AuditedLeg,
+    AuditTariff,
+    RecordedCancellation,
+    RecordedFact,
+    RecordedPurchase,
+    RecordedTap,
+    audit_traveller,
+)
+from fare_engine.facts import Cancellation, Fact, Tap, order_key
+from fare_engine.pricing.fold import Folded, fold
+from fare_engine.pricing.lines import Line
+from fare_engine.service_day import monday_of, to_date
+from fare_engine.tariff.compile import CompiledTariff, load_compiled
+from tests.strategies import CITY, HOUR, days_of_facts, weeks_of_facts
+
+TARIFFS = {
+    "in force": (CITY, ()),
+    "proposal adopted": (CITY, ("proposal-2026-03",)),
+    "free buses": (CITY / "free-bus-draft", ()),
+    "proposal": (CITY / "proposal-2026-03", ()),
+}
+NAMES = sorted(TARIFFS)
+
+
+def sample(examples: int) -> Callable[..., Any]:
+    """The same examples on every run: what fails, fails for everybody."""
+    return settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+
+
+def proof(examples: int) -> Callable[..., Any]:
+    """New examples on every run; a failure prints its seed."""
+    return settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+@cache
+def engine_tariff(name: str) -> CompiledTariff:
+    return load_compiled(*TARIFFS[name])
+
+
+@cache
+def auditors_tariff(name: str) -> AuditTariff:
+    return AuditTariff.load(*TARIFFS[name])
+
+
+def as_recorded(fact: Fact) -> RecordedFact:
+    """A fact as the auditor reads it."""
+    fields = msgspec.structs.asdict(fact)
+    fields["at_ms"] = fields.pop("at")
+    if isinstance(fact, Cancellation):
+        del fields["reason"]
+        return RecordedCancellation(**fields)
+    return RecordedTap(**fields) if isinstance(fact, Tap) else RecordedPurchase(**fields)
+
+
+def as_audited(folded: Folded) -> dict[str, AuditedLeg]:
+    """The engine's legs in the auditor's words: every amount is a sum of lines."""
+    lines: dict[str, list[Line]] = defaultdict(list)
+    for line in folded.lines:
+        lines[line.leg_id].append(line)
+    return {leg_id: _as_audited(leg, lines[leg_id]) for leg_id, leg in folded.legs.items()}
+
+
+def _as_audited(leg: Any, lines: Sequence[Line]) -> AuditedLeg:
+    funded: dict[str, int] = defaultdict(int)
+    for line in lines:
+        if line.kind not in ("hold", "sale", "expiry"):
+            funded[line.bearer] += line.funded
+    return AuditedLeg(
+        leg_id=leg.leg_id,
+        service_date=to_date(leg.service_day).isoformat(),
+        operator_id=leg.operator_id,
+        status=leg.status,
+        charge=None if leg.status == "unknown" else sum(line.amount for line in lines if line.kind != "hold"),
+        held=sum(line.amount for line in lines if line.kind == "hold"),
+        funded={bearer: amount for bearer, amount in funded.items() if amount},
+        version=leg.version_id,
+    )
+
+
+def check_agreement(name: str, facts: Sequence[Fact], wait: int) -> None:
+    as_of = max(fact.at for fact in facts) + wait
+    folded = fold(engine_tariff(name), facts, as_of)
+    audit = audit_traveller(auditors_tariff(name), map(as_recorded, facts), as_of)
+    assert as_audited(folded) == audit.legs
+    assert set(folded.ignored) == audit.ignored
+    sold = {sale.sale_id: sale.charge for sale in audit.sales.values()}
+    assert {line.leg_id: line.amount for line in folded.lines if line.kind == "sale"} == sold
+
+
+WAITS = st.sampled_from([0, 1, HOUR, 3 * HOUR, 3 * HOUR + 1, 30 * 24 * HOUR])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@sample(250)
+@given(facts=days_of_facts(), wait=WAITS)
+def test_engine_and_auditor_agree_on_every_leg_of_a_day(name: str, facts: list[Fact], wait: int) -> None:
+    check_agreement(name, facts, wait)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@sample(40)
+@given(facts=weeks_of_facts(), wait=WAITS)
+def test_engine_and_auditor_agree_on_every_leg_of_a_week(name: str, facts: list[Fact], wait: int) -> None:
+    check_agreement(name, facts, wait)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("name", NAMES)
+@proof(20_000)
+@given(facts=st.one_of(days_of_facts(), days_of_facts(), days_of_facts(), weeks_of_facts()), wait=WAITS)
+def test_engine_and_auditor_agree_at_full_size(name: str, facts: list[Fact], wait: int) -> None:
+    check_agreement(name, facts, wait)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@sample(100)
+@given(facts=days_of_facts(), seed=st.integers(0, 2**32))
+def test_late_repeated_and_shuffled_facts_cost_the_same_byte_for_byte(name: str, facts: list[Fact], seed: int) -> None:
+    chance = random.Random(seed)
+    disturbed = [*facts, *chance.sample(facts, chance.randint(0, len(facts)))]
+    chance.shuffle(disturbed)
+    as_of = max(fact.at for fact in facts) + HOUR
+    tariff = engine_tariff(name)
+    assert msgspec.json.encode(fold(tariff, disturbed, as_of).lines) == msgspec.json.encode(fold(tariff, facts, as_of).lines)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@sample(100)
+@given(facts=st.one_of(days_of_facts(), weeks_of_facts()), cut=st.integers(0, 100), by=st.sampled_from([0, 0, -1]))
+def test_a_fold_that_goes_on_from_a_state_gives_the_lines_of_one_that_starts_anew(
+    name: str, facts: list[Fact], cut: int, by: int
+) -> None:
+    tariff = engine_tariff(name)
+    facts = sorted((fact for fact in facts if not isinstance(fact, Cancellation)), key=order_key)
+    first_as_of = facts[cut * len(facts) // 101].at + by
+    as_of = facts[-1].at + HOUR
+    before = fold(tariff, [fact for fact in facts if fact.at < first_as_of], first_as_of)
+    after = fold(tariff, [fact for fact in facts if fact.at >= first_as_of], as_of, before.state)
+    assert [*before.lines, *after.lines] == fold(tariff, facts, as_of).lines
+
+
+@pytest.mark.parametrize("name", ["proposal", "proposal adopted"])
+@sample(60)
+@given(facts=weeks_of_facts())
+def test_a_cap_is_never_passed(name: str, facts: list[Fact]) -> None:
+    folded = fold(engine_tariff(name), facts, max(fact.at for fact in facts) + HOUR)
+    spent: dict[tuple[str, int], int] = defaultdict(int)
+    for leg in folded.legs.values():
+        counts = leg.status == "complete" and (leg.network_id or "").startswith(("bus-s5", "bus-s6", "bus-s7", "metro", "brt"))
+        if not counts or leg.media == "cash" or leg.version_id != "proposal-2026-03":
+            continue
+        own = sum(line.amount for line in folded.lines if line.leg_id == leg.leg_id and line.kind not in ("companions", "hold"))
+        spent[f"day of {leg.rider_category}", leg.service_day] += own
+        spent[f"week of {leg.rider_category}", monday_of(leg.service_day)] += own
+    limits = {"day of adult": 50_000, "day of student": 30_000, "week of adult": 225_000}
+    for (what, period), amount in spent.items():
+        assert amount <= limits.get(what, amount), (what, to_date(period))
