@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 
 from clearing import commands as clearing_commands
 from fare_engine import commands as fare_commands
 from fare_engine.errors import InputError, MottheError
-from fare_engine.service.app import create_app, open_service
+from fare_engine.service.app import create_app, open_service, system_clock
+from fare_engine.settings import Settings
+from simulators import demo as demo_commands
+from simulators.control import VirtualClock, control_key, control_routes
 
 app = typer.Typer(name="motthe", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -22,16 +26,25 @@ def serve(
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
     data: fare_commands.Store = None,
     adopt: Annotated[list[str] | None, typer.Option(help="A proposed tariff version to treat as in force.")] = None,
+    demo: Annotated[bool, typer.Option(hidden=True, help="With the simulation's clock and buttons.")] = False,
 ) -> None:
     """Serve taps and pages."""
     settings = fare_commands.stored_settings(data)
     if adopt:
         settings = settings.model_copy(update={"adopt": tuple(adopt)})
-    service = open_service(settings)
-    uvicorn.run(create_app(service), host=host, port=port, log_level="warning", access_log=False)
+    uvicorn.run(web_application(settings, demo=demo), host=host, port=port, log_level="warning", access_log=False)
 
 
-for part in (fare_commands.app, clearing_commands.app):
+def web_application(settings: Settings, *, demo: bool) -> FastAPI:
+    """The service with every package's pages; the demo's clock and buttons only where asked for."""
+    if not demo:
+        return create_app(open_service(settings))
+    clock = VirtualClock(system_clock())
+    service = open_service(settings.model_copy(update={"demo": True}), clock)
+    return create_app(service, (control_routes(clock, control_key(settings.data)),))
+
+
+for part in (fare_commands.app, clearing_commands.app, demo_commands.app):
     app.registered_commands += part.registered_commands
     app.registered_groups += part.registered_groups
 

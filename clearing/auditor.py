@@ -511,8 +511,9 @@ def _place(fact: RecordedFact) -> _Place:
 
 
 def audit_traveller(tariff: AuditTariff, facts: Iterable[RecordedFact], as_of_ms: int) -> Audit:
-    """What one traveller's recorded facts should have cost as of an instant; later facts are not looked at."""
-    acting = _acting(facts, as_of_ms)
+    """What one traveller's recorded facts should have cost, when time has passed to `as_of_ms` or the last of them."""
+    acting = _acting(facts)
+    as_of_ms = max([as_of_ms, *(fact.at_ms for fact in acting)])
     taps = [fact for fact in acting if isinstance(fact, RecordedTap)]
     purchases = [fact for fact in acting if isinstance(fact, RecordedPurchase)]
     bought = _bought(tariff, purchases)
@@ -534,9 +535,9 @@ def audit_traveller(tariff: AuditTariff, facts: Iterable[RecordedFact], as_of_ms
     return Audit(legs=legs, sales=sales, ignored=frozenset(ignored | unsold))
 
 
-def _acting(facts: Iterable[RecordedFact], as_of_ms: int) -> list[RecordedFact]:
+def _acting(facts: Iterable[RecordedFact]) -> list[RecordedFact]:
     """Each fact once, in their order, without the taps that an OUTCOME record voids."""
-    once = {fact.fact_id: fact for fact in facts if fact.at_ms <= as_of_ms}
+    once = {fact.fact_id: fact for fact in facts}
     void = {fact.tap_id for fact in once.values() if isinstance(fact, RecordedCancellation)}
     return sorted((fact for fact in once.values() if fact.fact_id not in void), key=_place)
 

@@ -327,6 +327,25 @@ def list_settlements(connection: Connection, accounting_date: str) -> list[tuple
     return [(row.pool, row.agreement_id, row.party, int(row.amount)) for row in rows]
 
 
+def booked_legs(connection: Connection) -> dict[str, dict[str, dict[str, int]]]:
+    """traveller → leg → what is booked of it: `rider`'s charge, what is `held`, and what each bearer pays; sales left out."""
+    rows = connection.execute(
+        select(
+            lines.c.traveller_id, lines.c.leg_id, lines.c.kind, lines.c.bearer, func.sum(lines.c.amount), func.sum(lines.c.funded)
+        )
+        .where(lines.c.kind.in_((*CHARGED, "hold")))
+        .group_by(lines.c.traveller_id, lines.c.leg_id, lines.c.kind, lines.c.bearer)
+    )
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for traveller_id, leg_id, kind, bearer, amount, funded in rows:
+        leg = found.setdefault(traveller_id, {}).setdefault(leg_id, {})
+        whose = "held" if kind == "hold" else "rider"
+        leg[whose] = leg.get(whose, 0) + int(amount)
+        if funded:
+            leg[bearer] = leg.get(bearer, 0) + int(funded)
+    return found
+
+
 def account_balances(connection: Connection, accounting_date: str, prefix: str) -> dict[str, int]:
     """Debits less credits of one date's postings, for the accounts that begin with `prefix`; zeros left out."""
     sides = []

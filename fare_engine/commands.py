@@ -12,8 +12,8 @@ import typer
 from fare_engine.application import Application
 from fare_engine.errors import InputError, NotFoundError
 from fare_engine.pricing import batch
-from fare_engine.settings import PROJECT, Settings
 from fare_engine.service_day import parse_instant
+from fare_engine.settings import PROJECT, Settings
 from fare_engine.store import registry
 from fare_engine.store.database import Database
 from fare_engine.tariff.checks import check

@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -42,29 +43,26 @@ def run_terminal(
     ACTION is entry, exit, board or inspection. An empty line sends what waits."""
     try:
         domain_key = bytes.fromhex(domain_key_file.read_text().strip())
-        terminal = _boot(url, DeviceId(device), _read_key(key_file), outbox, stop, route)
+        config = _config(DeviceId(device), _read_key(key_file), stop, route)
+        uplink, box = HttpUplink(url), Outbox(outbox, config.device_id)
     except (MottheError, OSError, ValueError) as fault:
         typer.echo(f"cannot begin: {fault}", err=True)
         raise typer.Exit(2) from None
-    _flush(terminal)
-    for line in sys.stdin:
-        _take(terminal, domain_key, line)
-    _flush(terminal)
+    backoff = Backoff(random.SystemRandom().random)
+    with closing(uplink), closing(box):
+        terminal = Terminal(config, box, uplink, random_bytes=os.urandom, backoff=backoff)
+        _flush(terminal)
+        for line in sys.stdin:
+            _take(terminal, domain_key, line)
+        _flush(terminal)
 
 
-def _boot(url: str, device: DeviceId, key: Ed25519PrivateKey, outbox: Path, stop: str | None, route: str | None) -> Terminal:
-    config = TerminalConfig(
+def _config(device: DeviceId, key: Ed25519PrivateKey, stop: str | None, route: str | None) -> TerminalConfig:
+    return TerminalConfig(
         device_id=device,
         key=key,
         stop_id=StopId(stop) if stop else None,
         route_id=RouteId(route) if route else None,
-    )
-    return Terminal(
-        config,
-        Outbox(outbox, device),
-        HttpUplink(url),
-        random_bytes=os.urandom,
-        backoff=Backoff(random.SystemRandom().random),
     )
 
 

@@ -263,13 +263,13 @@ class Terminal:
         """Take in what came back for a message; gives the answer if the server took it."""
         at = sending.at + heard.elapsed_ms
         if isinstance(heard, Unreachable):
-            self._fail(at, None)
+            self._fail(sending, at, None)
             return None
         if isinstance(heard.content, Problem):
             self._heed(sending, heard.content, at, heard.retry_after_s)
             return None
         if not self._is_ours(sending, heard.content):
-            self._fail(at, None)
+            self._fail(sending, at, None)
             return None
         self._accept(sending, heard.content, heard.elapsed_ms)
         return heard.content
@@ -314,12 +314,12 @@ class Terminal:
         elif problem.cause == "too_large" and sending.count > 1:
             self._batch_taps = max(1, sending.count // 2)
         else:
-            self._fail(at, retry_after_s)
+            self._fail(sending, at, retry_after_s)
 
-    def _fail(self, at: int, retry_after_s: float | None) -> None:
-        """Leave the server alone for a while; taps are decided here meanwhile."""
+    def _fail(self, sending: Sending, at: int, retry_after_s: float | None) -> None:
+        """Leave the server alone for a while after `at`; taps are decided here meanwhile."""
         self._failures += 1
-        self._silence = (at, at + int(self._backoff.delay_s(self._failures, retry_after_s) * 1000))
+        self._silence = (sending.at, at + int(self._backoff.delay_s(self._failures, retry_after_s) * 1000))
 
     def _give_up(self, epoch: bytes, cause: str) -> None:
         """Send nothing more of an epoch. Taps go on in a new one; if that fares no better, the device stops."""

@@ -17,8 +17,8 @@ from starlette.routing import Route
 
 from fare_engine.application import Application
 from fare_engine.receipt import Receipt
-from fare_engine.settings import Settings, secret_file
 from fare_engine.service.tap_lane import TapLane
+from fare_engine.settings import Settings, secret_file
 from fare_engine.store import receipts
 from fare_engine.store.database import Database
 from fare_engine.tariff.compile import CompiledTariff, load_compiled

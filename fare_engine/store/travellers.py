@@ -100,6 +100,13 @@ def find_tokens(connection: Connection, token_ids: Collection[str]) -> dict[str,
     return {row.token_id: Token(*row) for row in rows}
 
 
+def all_tokens(connection: Connection) -> Iterable[Token]:
+    """Every token."""
+    table = schema.tokens
+    for row in connection.execute(select(table.c.token_id, table.c.traveller_id, table.c.account_id, table.c.blocked_at)):
+        yield Token(*row)
+
+
 def block_token(connection: Connection, token_id: str, at: int) -> None:
     """A lost card: nothing that is tapped with it from now on is let through."""
     connection.execute(update(schema.tokens).where(schema.tokens.c.token_id == token_id).values(blocked_at=at))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,10 +24,10 @@ from clearing.auditor import (
     RecordedTap,
     audit_traveller,
 )
-from fare_engine.facts import Cancellation, Fact, Tap, order_key
+from fare_engine.facts import Cancellation, Fact, Purchase, Tap, order_key
 from fare_engine.pricing.fold import Folded, fold
 from fare_engine.pricing.lines import Line
-from fare_engine.service_day import monday_of, to_date
+from fare_engine.service_day import monday_of, parse_instant, to_date
 from fare_engine.tariff.compile import CompiledTariff, load_compiled
 from tests.strategies import CITY, HOUR, days_of_facts, weeks_of_facts
 
@@ -115,6 +117,7 @@ def check_agreement(name: str, facts: Sequence[Fact], wait: int) -> None:
     assert {line.leg_id: line.amount for line in folded.lines if line.kind == "sale"} == sold
 
 
+CAPPED_NETWORKS = ("bus-s5", "bus-s6", "bus-s7", "metro", "brt")
 WAITS = st.sampled_from([0, 1, HOUR, 3 * HOUR, 3 * HOUR + 1, 30 * 24 * HOUR])
 
 
@@ -173,13 +176,118 @@ def test_a_fold_that_goes_on_from_a_state_gives_the_lines_of_one_that_starts_ane
 def test_a_cap_is_never_passed(name: str, facts: list[Fact]) -> None:
     folded = fold(engine_tariff(name), facts, max(fact.at for fact in facts) + HOUR)
     spent: dict[tuple[str, int], int] = defaultdict(int)
+    lines: dict[str, list[Line]] = defaultdict(list)
+    for line in folded.lines:
+        lines[line.leg_id].append(line)
     for leg in folded.legs.values():
-        counts = leg.status == "complete" and (leg.network_id or "").startswith(("bus-s5", "bus-s6", "bus-s7", "metro", "brt"))
-        if not counts or leg.media == "cash" or leg.version_id != "proposal-2026-03":
+        if leg.status != "complete" or leg.network_id not in CAPPED_NETWORKS or leg.media == "cash":
             continue
-        own = sum(line.amount for line in folded.lines if line.leg_id == leg.leg_id and line.kind not in ("companions", "hold"))
+        if leg.version_id != "proposal-2026-03":
+            continue
+        own = sum(line.amount for line in lines[leg.leg_id] if line.kind not in ("companions", "hold"))
         spent[f"day of {leg.rider_category}", leg.service_day] += own
         spent[f"week of {leg.rider_category}", monday_of(leg.service_day)] += own
     limits = {"day of adult": 50_000, "day of student": 30_000, "week of adult": 225_000}
     for (what, period), amount in spent.items():
         assert amount <= limits.get(what, amount), (what, to_date(period))
+
+
+# What the engine and docs/tariff.md say differently: each is to become a plain test, or another sentence of the documentation.
+
+
+def _tap(number: int, at: str, action: str, stop: str | None, route: str | None = None) -> Tap:
+    instant = parse_instant(f"{at}+07:00")
+    return Tap(f"d/a/{number}", instant, "d", "a", number, action, "card", "emv", "adult", stop, route)  # type: ignore[arg-type]
+
+
+DISAGREEMENTS = [
+    pytest.param([_tap(1, "2019-04-30T04:30:00", "board", None, "1")], id="a service day before any tariff is local, not UTC's"),
+    pytest.param(
+        [_tap(1, "2026-03-03T08:00:00", "entry", None, "ML1")],
+        id="from an unknown stop there is no dearest fare to hold",
+    ),
+    pytest.param([_tap(1, "2026-03-03T08:00:00", "exit", None, "ML1")], id="towards an unknown stop there is no dearest fare"),
+    pytest.param(
+        [
+            _tap(1, "2026-03-03T08:00:00", "entry", "no-such-stop", "ML1"),
+            _tap(2, "2026-03-03T12:00:00", "exit", "L1-02"),
+        ],
+        id="a late exit does not turn an unknown price into zero",
+    ),
+    pytest.param(
+        [
+            Purchase("d/a/1", parse_instant("2026-03-03T07:00:00+07:00"), "d", "a", 1, "card", "emv", "adult", "ML1-1D"),
+            _tap(2, "2026-03-03T08:00:00", "entry", "L1-01"),
+            _tap(3, "2026-03-03T08:20:00", "exit", "L1-02"),
+            _tap(4, "2026-03-04T02:20:00", "entry", "L1-02"),
+            _tap(5, "2026-03-04T02:40:00", "exit", "L1-01"),
+        ],
+        id="a pass pays a ride that began on its last service day and ends after it",
+    ),
+]
+
+
+@pytest.mark.xfail(strict=True, reason="the engine differs from the documentation here")
+@pytest.mark.parametrize("facts", DISAGREEMENTS)
+def test_engine_and_auditor_disagree(facts: list[Fact]) -> None:
+    check_agreement("in force", facts, 0)
+
+
+def _city_with(folder: Path, version: str, old: str, new: str) -> None:
+    """A change to a copy of the city, in which the proposal ends on 3 March."""
+    for name, before, after in (
+        (version, old, new),
+        ("proposal-2026-03", "valid_from = 2026-03-01", "valid_from = 2026-03-01\nvalid_to = 2026-03-03"),
+    ):
+        path = folder / name / "tariff.toml"
+        text = path.read_text(encoding="utf-8")
+        assert before in text
+        path.write_text(text.replace(before, after, 1), encoding="utf-8")
+
+
+VERSIONS_AND_GRACE = [
+    pytest.param(
+        "proposal-2026-03",
+        "max_transfers = 1",
+        "max_transfers = 1",
+        [
+            _tap(1, "2026-03-04T02:20:00", "board", None, "1"),
+            _tap(2, "2026-03-04T02:40:00", "entry", "L1-01"),
+            _tap(3, "2026-03-04T02:50:00", "exit", "L1-08"),
+        ],
+        id="a group's rule is that of its first leg's version, whatever the second leg's version has",
+    ),
+    pytest.param(
+        "2019-now",
+        """networks = ["metro"]
+taps = "entry_exit"
+hold = "highest_fare"
+longest_stay_minutes = 180
+missing_exit = "highest_fare"
+missing_entry = "highest_fare"
+late_exit = "closes_leg"
+""",
+        'networks = ["metro"]\ntaps = "entry"\n',
+        [_tap(1, "2026-03-04T02:20:00", "entry", "L1-01"), _tap(2, "2026-03-04T02:50:00", "exit", "L1-08")],
+        id="an exit closes a leg by the tap rule of the leg's version",
+    ),
+    pytest.param(
+        "2019-now",
+        'late_exit = "closes_leg"',
+        'late_exit = "closes_leg"\nsame_stop_grace_minutes = 10',
+        [_tap(1, "2026-02-03T08:00:00", "entry", None, "ML1"), _tap(2, "2026-02-03T08:05:00", "exit", None, "ML1")],
+        id="two stops that are not known are not the same stop",
+    ),
+]
+
+
+@pytest.mark.xfail(strict=True, reason="the engine differs from the documentation here")
+@pytest.mark.parametrize(("version", "old", "new", "facts"), VERSIONS_AND_GRACE)
+def test_engine_and_auditor_disagree_in_another_city(tmp_path: Path, version: str, old: str, new: str, facts: list[Fact]) -> None:
+    city = tmp_path / "city"
+    shutil.copytree(CITY, city)
+    _city_with(city, version, old, new)
+    adopt = ("proposal-2026-03",)
+    as_of = facts[-1].at
+    expected = audit_traveller(AuditTariff.load(city, adopt), map(as_recorded, facts), as_of).legs
+    assert as_audited(fold(load_compiled(city, adopt), facts, as_of)) == expected

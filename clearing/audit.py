@@ -1,0 +1,209 @@
+"""The audit of a store: hand the recorded facts to the auditor, and compare with what is booked, leg by leg.
+
+Taps are read from the messages as received; what the terminal and the service decided about each is part of what was
+recorded. Entitlements and purchases are recorded facts of the traveller."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import Connection
+
+from clearing import store
+from clearing.auditor import (
+    AuditedLeg,
+    AuditTariff,
+    RecordedCancellation,
+    RecordedFact,
+    RecordedPurchase,
+    RecordedTap,
+    audit_traveller,
+)
+from fare_engine import answers
+from fare_engine.booking import Entitlement
+from fare_engine.facts import Purchase
+from fare_engine.store import receipts, registry, travellers
+from fare_engine.store.receipts import StoredBatch
+from fare_engine.tap_format import Decision, Outcome, TapEvent, TapFormatError, TapKind, reopen_message
+from fare_engine.tariff.compile import CompiledTariff
+from fare_engine.tokens import stored_token
+
+ACTIONS = {TapKind.ENTRY: "entry", TapKind.EXIT: "exit", TapKind.BOARD: "board"}
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """A leg on which the auditor and the books disagree."""
+
+    traveller_id: str
+    leg_id: str
+    what: str
+    audited: object
+    booked: object
+
+
+class AuditReport(msgspec.Struct, frozen=True):
+    """What an audit found."""
+
+    taps: int
+    travellers: int
+    legs: int
+    charged: int
+    differences: tuple[Difference, ...]
+
+
+def audit_store(
+    connection: Connection, folder: Path, adopt: tuple[str, ...], tariff: CompiledTariff, server_key: bytes, as_of: int
+) -> AuditReport:
+    """Price every recorded fact from scratch and compare with the books. Nothing is written."""
+    recorded, taps = _recorded_taps(connection, tariff, server_key)
+    categories: dict[str, list[Entitlement]] = {}
+    for traveller in travellers.all_travellers(connection):
+        categories[traveller.traveller_id] = traveller.record.entitlements
+        for fact in traveller.record.facts:
+            if isinstance(fact, Purchase):
+                recorded[traveller.traveller_id].append(_purchase(fact))
+    booked = store.booked_legs(connection)
+    audit_tariff = AuditTariff.load(folder, adopt)
+    differences: list[Difference] = []
+    legs = charged = 0
+    for traveller_id in sorted(recorded):
+        facts = [_in_category(fact, categories.get(traveller_id, []), tariff) for fact in recorded[traveller_id]]
+        audit = audit_traveller(audit_tariff, facts, as_of)
+        own = booked.pop(traveller_id, {})
+        for leg_id, leg in audit.legs.items():
+            legs += 1
+            charged += leg.charge or 0
+            differences += _compare(traveller_id, leg, own.pop(leg_id, None))
+        differences += [
+            Difference(traveller_id, leg_id, "leg", None, sum(found.values()))
+            for leg_id, found in own.items()
+            if any(found.values())
+        ]
+    for traveller_id, own in booked.items():
+        differences += [Difference(traveller_id, leg_id, "leg", None, found) for leg_id, found in own.items()]
+    return AuditReport(taps, len(recorded), legs, charged, tuple(differences))
+
+
+def _compare(traveller_id: str, leg: AuditedLeg, booked: dict[str, int] | None) -> Iterator[Difference]:
+    """A leg's rider's charge and what each bearer pays, against the sums of its booked lines."""
+    expected = {"rider": leg.charge or 0, "held": leg.held, **leg.funded}
+    found = booked or {}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name, 0) != found.get(name, 0):
+            yield Difference(traveller_id, leg.leg_id, name, expected.get(name, 0), found.get(name, 0))
+
+
+def _recorded_taps(
+    connection: Connection, tariff: CompiledTariff, server_key: bytes
+) -> tuple[dict[str, list[RecordedFact]], int]:
+    """Each traveller's taps that act, from the stored messages, and how many taps there are in all."""
+    devices = {device.device_id: device.operator_id for device in registry.list_devices(connection)}
+    vehicles = registry.list_vehicles(connection)
+    owners = {token.token_id: token.traveller_id for token in travellers.all_tokens(connection)}
+    recorded: dict[str, list[RecordedFact]] = defaultdict(list)
+    owner_of_tap: dict[str, str] = {}
+    refused: dict[str, RecordedTap] = {}
+    outcomes: list[TapEvent] = []
+    count = 0
+    for event, decided in _events(receipts.all_batches(connection)):
+        count += 1
+        if event is None or decided.result == "QUARANTINED":
+            continue
+        if event.kind is TapKind.OUTCOME:
+            outcomes.append(event)
+        elif event.kind in ACTIONS and event.token is not None:
+            token_id = stored_token(server_key, event.token)
+            tap = _tap(event, token_id, _operator(event, devices, vehicles), tariff)
+            owner_of_tap[tap.fact_id] = owners[token_id]
+            if decided.decision == "refused":
+                refused[tap.fact_id] = tap
+            else:
+                recorded[owners[token_id]].append(tap)
+    for event in outcomes:
+        _add_outcome(event, recorded, owner_of_tap, refused)
+    return recorded, count
+
+
+def _events(batches: Iterable[StoredBatch]) -> Iterator[tuple[TapEvent | None, answers.TapAnswer]]:
+    for stored in batches:
+        message = reopen_message(stored.message)
+        decided = {answer.sequence: answer for answer in answers.decode_stored(stored.answers)}
+        for sequence in range(stored.first_sequence, stored.last_sequence + 1):
+            try:
+                yield message.decode(sequence), decided[sequence]
+            except TapFormatError:
+                yield None, decided[sequence]
+
+
+def _add_outcome(
+    event: TapEvent, recorded: dict[str, list[RecordedFact]], owners: dict[str, str], refused: dict[str, RecordedTap]
+) -> None:
+    spoken_of = event.spoken_of_id
+    if spoken_of is None or spoken_of not in owners:
+        return
+    traveller_id = owners[spoken_of]
+    if event.outcome is Outcome.TIMED_OUT:
+        if event.decision is Decision.ADMITTED_ALONE and spoken_of in refused:
+            recorded[traveller_id].append(refused.pop(spoken_of))
+        return
+    recorded[traveller_id].append(
+        RecordedCancellation(
+            fact_id=event.tap_id,
+            at_ms=event.event_time_ms,
+            device_id=event.device_id,
+            epoch=event.epoch.hex(),
+            sequence=event.sequence,
+            tap_id=spoken_of,
+        )
+    )
+
+
+def _tap(event: TapEvent, token_id: str, operator_id: str, tariff: CompiledTariff) -> RecordedTap:
+    return RecordedTap(
+        fact_id=event.tap_id,
+        at_ms=event.event_time_ms,
+        device_id=event.device_id,
+        epoch=event.epoch.hex(),
+        sequence=event.sequence,
+        action=ACTIONS[event.kind],  # type: ignore[arg-type]  # one of the three
+        token_id=token_id,
+        media=event.medium or "",
+        rider_category=tariff.default_category,
+        stop_id=event.stop_id,
+        route_id=event.route_id,
+        operator_id=operator_id,
+        persons=event.persons,
+    )
+
+
+def _purchase(fact: Purchase) -> RecordedPurchase:
+    return RecordedPurchase(
+        fact_id=fact.fact_id,
+        at_ms=fact.at,
+        device_id=fact.device_id,
+        epoch=fact.epoch,
+        sequence=fact.sequence,
+        token_id=fact.token_id,
+        media=fact.media,
+        rider_category=fact.rider_category,
+        product_id=fact.product_id,
+    )
+
+
+def _operator(event: TapEvent, devices: dict[str, str], vehicles: dict[str, list[tuple[int, str]]]) -> str:
+    ran = [operator for since, operator in vehicles.get(event.vehicle_id or "", ()) if since <= event.event_time_ms]
+    return ran[-1] if ran else devices[event.device_id]
+
+
+def _in_category(fact: RecordedFact, entitlements: list[Entitlement], tariff: CompiledTariff) -> RecordedFact:
+    if isinstance(fact, RecordedCancellation):
+        return fact
+    held = [e for e in entitlements if e.valid_from <= fact.at_ms and (e.valid_to is None or fact.at_ms < e.valid_to)]
+    if not held:
+        return fact
+    category = max(held, key=lambda entitlement: entitlement.valid_from).category
+    return replace(fact, rider_category=category)
