@@ -15,7 +15,9 @@ from fare_engine.errors import InputError, MottheError
 from fare_engine.service.app import create_app, open_service, system_clock
 from fare_engine.settings import Settings
 from simulators import demo as demo_commands
+from simulators import load_city
 from simulators.control import VirtualClock, control_key, control_routes
+from validators import commands as terminal_commands
 
 app = typer.Typer(name="motthe", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -44,9 +46,11 @@ def web_application(settings: Settings, *, demo: bool) -> FastAPI:
     return create_app(service, (control_routes(clock, control_key(settings.data)),))
 
 
-for part in (fare_commands.app, clearing_commands.app, demo_commands.app):
+for part in (fare_commands.app, clearing_commands.app, terminal_commands.app, demo_commands.app):
     app.registered_commands += part.registered_commands
     app.registered_groups += part.registered_groups
+
+app.add_typer(load_city.app, name="simulate")
 
 
 def main() -> None:

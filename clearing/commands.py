@@ -13,6 +13,7 @@ from rich.table import Table
 
 from clearing import store
 from clearing.agreements import Agreements, load_agreements
+from clearing.audit import audit_store
 from clearing.close import Closed, close_through
 from fare_engine.application import Application
 from fare_engine.commands import Opened, Store, open_store
@@ -31,15 +32,48 @@ def clear(
     """Close a service date: share its money, net, publish one statement per operator, prove the day.
 
     A second run changes nothing and writes the same bytes."""
-    try:
-        date.fromisoformat(service_date)
-    except ValueError as error:
-        raise typer.BadParameter(f"{service_date!r}: {error}") from None
     opened = open_store(data)
-    found = clear_date(opened, service_date)
+    found = clear_date(opened, parse_date(service_date))
     folder = write_documents(opened.data, found)
     print_close(Console(), found[-1], opened.tariff)
     typer.echo(f"statements in {folder}" + ("" if found[-1].newly else " (closed before; the same bytes)"))
+
+
+@app.command()
+def audit(
+    service_date: Annotated[str, typer.Argument(help="The service date up to whose end to audit, as 2026-03-02.")],
+    data: Store = None,
+) -> None:
+    """Price every recorded tap again from scratch and compare with the books; exit code 1 if they differ."""
+    opened = open_store(data)
+    with opened.database.read() as connection:
+        report = audit_store(
+            connection,
+            opened.tariff_folder,
+            opened.adopted,
+            opened.tariff,
+            opened.server_key,
+            end_of(opened.tariff, parse_date(service_date)),
+        )
+    for difference in report.differences:
+        typer.echo(
+            f"traveller {difference.traveller_id} leg {difference.leg_id} {difference.what}: "
+            f"audited {difference.audited}, booked {difference.booked}"
+        )
+    typer.echo(
+        f"AUDIT {service_date}: {report.taps:,} taps, {report.travellers:,} travellers, {report.legs:,} legs, "
+        f"charged {format_amount(report.charged, opened.tariff.currency)}: {len(report.differences)} differences"
+    )
+    if report.differences:
+        raise typer.Exit(1)
+
+
+def parse_date(text: str) -> str:
+    """A service date given on the command line; exit code 2 with the reason otherwise."""
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}: {error}") from None
 
 
 def clear_date(opened: Opened, service_date: str) -> list[Closed]:

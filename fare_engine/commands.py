@@ -31,6 +31,7 @@ class Opened:
     database: Database
     tariff: CompiledTariff
     tariff_folder: Path
+    adopted: tuple[str, ...]
     server_key: bytes
 
 
@@ -108,7 +109,7 @@ def open_store(data: Path | None) -> Opened:
     tariff = load_compiled(settings.tariff, settings.adopt)
     database = Database(settings.url)
     database.create()
-    return Opened(settings.data, database, tariff, settings.tariff, settings.server_key)
+    return Opened(settings.data, database, tariff, settings.tariff, settings.adopt, settings.server_key)
 
 
 def stored_settings(data: Path | None) -> Settings:

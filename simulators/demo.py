@@ -264,9 +264,18 @@ def finish(data: Path, played: Played, seed: int, console: Console) -> bool:
     cleared = time.monotonic()
     as_of = end_of(opened.tariff, DAY)
     with opened.database.read() as connection:
-        report = audit_store(connection, opened.tariff_folder, (ADOPTED,), opened.tariff, opened.server_key, as_of)
+        report = audit_store(connection, opened.tariff_folder, opened.adopted, opened.tariff, opened.server_key, as_of)
     audited = time.monotonic()
-    harms = harm.measure(opened.database, played.city, played.riders, played.troubles, played.lost, opened.server_key, as_of)
+    harms = harm.measure(
+        opened.database,
+        played.city,
+        played.riders,
+        played.troubles,
+        played.lost,
+        played.kept_out,
+        opened.server_key,
+        as_of,
+    )
     seeding.seed_users(opened.database, sorted({v.operator_id for v in played.city.validators.values()}), seed)
     opened.database.dispose()
     print_close(console, closed[-1], opened.tariff)

@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 
 from fare_engine.ids import DeviceId, RouteId, StopId
+from fare_engine.tap_format import TapKind
 from simulators.city import City, Validator
 from simulators.riders import Presentation
 from simulators.troubles import REPEATED, Outage, Troubles
@@ -69,6 +70,8 @@ class Fleet:
         self._unsent: dict[str, list[Presentation]] = {}
         self._boots: Counter[str] = Counter()
         self._backlog: set[str] = set()
+        self._outside: set[bytes] = set()
+        """Tokens whose entry was refused: their riders are not at the exit either."""
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Fleet:
@@ -114,6 +117,9 @@ class Fleet:
 
     async def _tap(self, terminal: Terminal, presentation: Presentation) -> None:
         device_id, at = presentation.device_id, presentation.at
+        if presentation.kind is TapKind.EXIT and presentation.token in self._outside:
+            self._outside.discard(presentation.token)
+            return
         stop, route = presentation.stop_id, presentation.route_id
         terminal.move(stop_id=StopId(stop), route_id=RouteId(route) if route else None)
         device_time = at + self.troubles.clock_error(device_id)
@@ -140,6 +146,8 @@ class Fleet:
         if not result.admitted:
             report.refused += 1
             self.kept_out.append(presentation)
+            if presentation.kind is TapKind.ENTRY:
+                self._outside.add(presentation.token)
             report.refused_reasons[result.reason or "?"] += 1
         if terminal.outbox.live.pending:
             self._backlog.add(presentation.device_id)

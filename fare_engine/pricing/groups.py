@@ -14,6 +14,8 @@ from fare_engine.tariff.compile import Join, Terms
 if TYPE_CHECKING:
     from fare_engine.pricing.fold import Fold
 
+LONGEST_RIDE_MS = 12 * 3_600_000
+
 
 def join(fold: Fold, leg: Leg, terms: Terms) -> None:
     """Join the leg, just completed, to the latest earlier leg that it fits, and offer it to later ones."""
@@ -70,9 +72,10 @@ def _adjust(fold: Fold, first: Leg, second: Leg, join: Join, second_terms: Terms
 def _offer(fold: Fold, leg: Leg, terms: Terms, transfers: int) -> None:
     """Keep the leg while it may be the first of a group, and forget those whose windows have closed."""
     state = fold.state
-    now = leg.exit_at if leg.exit_at is not None else leg.entry_at
-    assert now is not None
-    state.joinable = [old for old in state.joinable if _still_joinable(fold, old, now) or _forget(state.transfers, old)]
+    now = _ended(leg)
+    for old in [old for old in state.joinable if not _still_joinable(fold, old, now)]:
+        state.joinable.remove(old)
+        state.transfers.pop(old.leg_id, None)
     if any(transfers < join.rule.max_transfers for join in terms.joins):
         state.joinable.append(leg)
         if transfers:
@@ -82,15 +85,11 @@ def _offer(fold: Fold, leg: Leg, terms: Terms, transfers: int) -> None:
 def _still_joinable(fold: Fold, leg: Leg, now: int) -> bool:
     """A leg stays until the windows and the longest ride that may end in them have passed."""
     terms = fold.terms_of(leg)
-    since = leg.exit_at if leg.exit_at is not None else leg.entry_at
-    if terms is None or since is None:
-        return False
-    return any(now - since <= join.window_ms + LONGEST_RIDE_MS for join in terms.joins)
+    waited = now - _ended(leg) - LONGEST_RIDE_MS
+    return terms is not None and any(waited <= join.window_ms for join in terms.joins)
 
 
-def _forget(transfers: dict[str, int], leg: Leg) -> bool:
-    transfers.pop(leg.leg_id, None)
-    return False
-
-
-LONGEST_RIDE_MS = 12 * 3_600_000
+def _ended(leg: Leg) -> int:
+    ended = leg.exit_at if leg.exit_at is not None else leg.entry_at
+    assert ended is not None
+    return ended

@@ -23,11 +23,13 @@ KEPT_DAYS = 40
 
 def count(fold: Fold, leg: Leg, change: int, terms: Terms) -> None:
     """The leg's charge has changed by `change`: keep every cap's promise."""
+    state, day = fold.state, leg.service_day
     for cap in terms.caps:
-        before = fold.state.counters.get((cap.rule_id, period_of(cap, leg.service_day)), 0)
-        after = add_to_counter(fold.state, cap.rule_id, period_of(cap, leg.service_day), change)
-        off = max(0, after - cap.amount) - max(0, before - cap.amount)
-        if off:
+        period = day if cap.period == "service_day" else monday_of(day)
+        after = add_to_counter(state, cap.rule_id, period, change)
+        before, amount = after - change, cap.amount
+        if after > amount or before > amount:
+            off = max(0, after - amount) - max(0, before - amount)
             fold.add_line(leg, "cap", cap.rule_id, -off, cap.bearer)
             change -= off
 
@@ -40,8 +42,9 @@ def period_of(cap: Cap, day: int) -> int:
 def add_to_counter(state: State, rule_id: str, period: int, change: int) -> int:
     """Add to a counter, begin it if need be, and give its new value."""
     key = (rule_id, period)
-    if key not in state.counters:
+    before = state.counters.get(key)
+    if before is None:
         state.counters = {old: value for old, value in state.counters.items() if old[1] > period - KEPT_DAYS}
-    value = state.counters.get(key, 0) + change
-    state.counters[key] = value
-    return value
+        before = 0
+    state.counters[key] = before + change
+    return before + change

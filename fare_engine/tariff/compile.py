@@ -275,6 +275,7 @@ class CompiledTariff:
         self._by_date = sorted(self.versions.values(), key=lambda version: version.first_day, reverse=True)
         self._by_minute: dict[int, CompiledVersion | None] = {}
         self._network_of: dict[tuple[str | None, str | None], str | None] = {}
+        self._operator_of: dict[tuple[str | None, str | None], str | None] = {}
         self.categories = frozenset(name for version in pricing for name in version.categories)
         self.media = frozenset(name for version in pricing for name in version.media)
         self.default_category = pricing[-1].default_category if pricing else ""
@@ -314,6 +315,12 @@ class CompiledTariff:
 
     def operator_of(self, route: str | None, stop: str | None) -> str | None:
         """The agency owed where the tap does not say who ran the vehicle."""
+        key = (route, stop)
+        if key not in self._operator_of:
+            self._operator_of[key] = self._find_operator(route, stop)
+        return self._operator_of[key]
+
+    def _find_operator(self, route: str | None, stop: str | None) -> str | None:
         routes = (route,) if route is not None else self.network.routes_of_stop.get(stop or "", ())
         found = {self.network.routes[name].agency_id for name in routes if name in self.network.routes}
         return found.pop() if len(found) == 1 else None
