@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 import uvicorn
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.staticfiles import StaticFiles
 
 from clearing import commands as clearing_commands
+from clearing import pages as clearing_pages
 from fare_engine import commands as fare_commands
 from fare_engine.errors import InputError, MottheError
+from fare_engine.pages import live, rider
+from fare_engine.pages.base import STATIC
 from fare_engine.service.app import create_app, open_service, system_clock
 from fare_engine.settings import Settings
 from simulators import demo as demo_commands
@@ -39,11 +43,18 @@ def serve(
 
 def web_application(settings: Settings, *, demo: bool) -> FastAPI:
     """The service with every package's pages; the demo's clock and buttons only where asked for."""
-    if not demo:
-        return create_app(open_service(settings))
-    clock = VirtualClock(system_clock())
-    service = open_service(settings.model_copy(update={"demo": True}), clock)
-    return create_app(service, (control_routes(clock, control_key(settings.data)),))
+    routers: tuple[APIRouter, ...] = (live.router, rider.router, clearing_pages.router)
+    if demo:
+        clock = VirtualClock(system_clock())
+        service = open_service(settings.model_copy(update={"demo": True}), clock)
+        routers = (*routers, control_routes(clock, control_key(settings.data)))
+    else:
+        service = open_service(settings)
+    application = create_app(service, routers)
+    application.state.live = live.LiveFigures(service)
+    service.receipt.listener = application.state.live.listen
+    application.mount("/static", StaticFiles(directory=STATIC), name="static")
+    return application
 
 
 for part in (fare_commands.app, clearing_commands.app, terminal_commands.app, demo_commands.app):

@@ -426,6 +426,14 @@ def published(connection: Connection, accounting_date: str) -> dict[str, bytes]:
     return {row.name: row.content for row in rows}
 
 
+def find_document(connection: Connection, accounting_date: str, name: str) -> bytes | None:
+    """One published document, or None."""
+    content: bytes | None = connection.execute(
+        select(statements.c.content).where(statements.c.accounting_date == accounting_date, statements.c.name == name)
+    ).scalar()
+    return content
+
+
 def published_dates(connection: Connection) -> list[str]:
     """The dates with published documents, newest first."""
     rows = connection.execute(select(statements.c.accounting_date).distinct())

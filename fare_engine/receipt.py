@@ -7,7 +7,7 @@ holds nobody up. Receipt and application share one transaction, so that what is 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -34,12 +34,17 @@ class Continuation:
     first_new: int
 
 
+Listener = Callable[[list[tuple[TapEvent, TapAnswer]]], None]
+"""Told of the taps of a commit, after it."""
+
+
 class Receipt:
     """Takes groups of messages, each group in one transaction."""
 
     def __init__(self, database: Database, apply: Application) -> None:
         self.database = database
         self.application = apply
+        self.listener: Listener | None = None
         self._keys: dict[str, Ed25519PublicKey] = {}
 
     def accept_group(self, messages: Sequence[bytes], now: int) -> list[BatchAnswer | EnvelopeError]:
@@ -49,15 +54,18 @@ class Receipt:
             index: item for index, item in enumerate(opened) if isinstance(item, EnvelopeError)
         }
         waiting = {index: item for index, item in enumerate(opened) if isinstance(item, Batch)}
+        seen: list[tuple[TapEvent, TapAnswer]] = []
         with self.database.write() as connection:
             while waiting:
                 turn = _one_a_stream(waiting)
-                found.update(self._accept_turn(connection, turn, now))
+                found.update(self._accept_turn(connection, turn, now, seen))
                 waiting = {index: batch for index, batch in waiting.items() if index not in turn}
             for index, item in found.items():
                 if isinstance(item, EnvelopeError):
                     digest = hashlib.sha256(messages[index]).hexdigest()
                     receipts.add_refused(connection, now, item.cause, item.detail[:500], digest)
+        if self.listener is not None:
+            self.listener(seen)
         return [found[index] for index in range(len(messages))]
 
     def _open(self, message: bytes) -> Batch | EnvelopeError:
@@ -76,8 +84,10 @@ class Receipt:
             self._keys[device_id] = Ed25519PublicKey.from_public_bytes(device.public_key)
         return self._keys[device_id]
 
-    def _accept_turn(self, connection: Connection, turn: dict[int, Batch], now: int) -> dict[int, BatchAnswer | EnvelopeError]:
-        """At most one message of each stream."""
+    def _accept_turn(
+        self, connection: Connection, turn: dict[int, Batch], now: int, seen: list[tuple[TapEvent, TapAnswer]]
+    ) -> dict[int, BatchAnswer | EnvelopeError]:
+        """At most one message of each stream; `seen` is given its taps with their answers."""
         found: dict[int, BatchAnswer | EnvelopeError] = {}
         accepted: dict[int, Continuation] = {}
         streams = receipts.find_streams(connection, {_key(batch) for batch in turn.values()})
@@ -92,6 +102,7 @@ class Receipt:
                 found[index] = error
         taps, unreadable = _new_taps(accepted, devices, now)
         given = self.application.apply(connection, taps, now)
+        seen += [(tap.event, given[tap.event.tap_id]) for tap in taps]
         given.update(application.quarantine(connection, unreadable, self.application.tariff, now))
         _store(connection, accepted, given, now)
         for index, continuation in accepted.items():

@@ -232,7 +232,9 @@ def encode_tap(tap: TapEvent) -> bytes:
             fields[key] = field.write(value)
             _read_field(field, fields[key])
     _check_together(tap)
-    return cbor2.dumps(fields)
+    data = cbor2.dumps(fields)
+    _check_size(data)
+    return data
 
 
 def header_for(
@@ -408,8 +410,7 @@ def _checked_heads(header: BatchHeader, taps: tuple[bytes, ...]) -> tuple[bytes,
 
 def decode_tap(data: bytes, device_id: DeviceId, epoch: bytes, sequence: int) -> TapEvent:
     """The tap in `data`, which stands at this place of its device's stream; raises TapFormatError."""
-    if len(data) > MAX_TAP_BYTES:
-        raise TapFormatError(f"{len(data)} bytes, at most {MAX_TAP_BYTES}")
+    _check_size(data)
     try:
         fields = _read_map(data)
     except ValueError as fault:
@@ -425,6 +426,11 @@ def decode_tap(data: bytes, device_id: DeviceId, epoch: bytes, sequence: int) ->
     tap = TapEvent(device_id=device_id, epoch=epoch, sequence=sequence, **values)
     _check_together(tap)
     return tap
+
+
+def _check_size(data: bytes) -> None:
+    if len(data) > MAX_TAP_BYTES:
+        raise TapFormatError(f"{len(data)} bytes, at most {MAX_TAP_BYTES}")
 
 
 def _check_together(tap: TapEvent) -> None:

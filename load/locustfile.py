@@ -2,7 +2,7 @@
 
 Each Locust user is one terminal: its taps are signed, chained and stored in its outbox before they are sent. When the test
 stops, every terminal asks the service how far its streams are held: each acknowledged tap must be there exactly once, or the
-exit code is 1. Locust waits for answers, so its percentiles hide stalls; docs/load.md of a later release measures them open-loop."""
+exit code is 1. Locust waits for answers, so its percentiles hide stalls (load/README.md)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import random
+import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +118,6 @@ def _settle(environment: Any, **_: Any) -> None:
 @events.quitting.add_listener
 def check(environment: Any, **_: Any) -> None:
     """Every acknowledged tap is held exactly once, by the service's own word."""
-    import urllib.request
-
     acknowledged = waiting = 0
     for terminal in _terminals:
         for epoch in terminal.outbox.list_epochs():
@@ -130,11 +130,11 @@ def check(environment: Any, **_: Any) -> None:
                 held = json.loads(response.read())
             if held["taps_held"] != held["acknowledged_through"] or held["acknowledged_through"] < epoch.acknowledged_through:
                 _problems.append(f"{url}: acknowledged {epoch.acknowledged_through}, held {held}")
-    print(
-        f"CHECK: {len(_terminals)} terminals, {acknowledged} taps acknowledged, {waiting} not (counted and kept by their terminals), "
-        f"{len(_problems)} streams that do not agree"
-    )
-    for problem in _problems[:20]:
-        print(problem)
+    said = [
+        f"CHECK: {len(_terminals)} terminals, {acknowledged} taps acknowledged, "
+        f"{waiting} not (counted and kept by their terminals), {len(_problems)} streams that do not agree",
+        *_problems[:20],
+    ]
+    sys.stdout.write("\n".join(said) + "\n")
     if _problems or not acknowledged:
         environment.process_exit_code = 1

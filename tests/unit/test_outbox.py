@@ -166,6 +166,12 @@ def test_a_tap_that_cannot_be_stored_takes_no_sequence(outbox: Outbox) -> None:
     assert outbox.append(tap(2)) == 2
 
 
+def test_what_is_stored_is_forced_to_the_disk(outbox: Outbox) -> None:
+    """Only pulling the plug would show it; so the settings that promise it are asked for."""
+    found = {name: outbox._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")}
+    assert found == {"journal_mode": "wal", "synchronous": 2}
+
+
 def test_a_thousand_outboxes_fit_in_one_process() -> None:
     boxes = [Outbox(":memory:", DeviceId(f"bus-{number}")) for number in range(1000)]
     for number, box in enumerate(boxes):

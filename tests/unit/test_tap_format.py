@@ -21,6 +21,7 @@ from fare_engine.errors import EnvelopeError
 from fare_engine.ids import DeviceId, RouteId, StopId
 from fare_engine.tap_format import (
     LARGEST,
+    MAX_TAP_BYTES,
     MAX_TAPS,
     Batch,
     Decision,
@@ -210,6 +211,19 @@ def test_a_tap_that_nobody_would_take_is_not_written(change: dict[str, Any]) -> 
     encode_tap(good)
     with pytest.raises(TapFormatError):
         encode_tap(msgspec.structs.replace(good, **change))
+
+
+def test_a_tap_of_more_than_a_kibibyte_is_neither_written_nor_read() -> None:
+    names = dict.fromkeys(("medium", "stop_id", "route_id", "vehicle_id", "section", "tariff_version"), "𝐀" * 39)
+    tap = msgspec.structs.replace(make_vectors.tap_events()["the least an entry holds"], **names)
+    data = encode_tap(tap)
+    assert 980 < len(data) <= MAX_TAP_BYTES
+    fields = cbor2.loads(data)
+    fields[8] += "𝐀" * 20
+    with pytest.raises(TapFormatError, match="at most 1024"):
+        decode_tap(cbor2.dumps(fields), DEVICE, EPOCH, 1)
+    with pytest.raises(TapFormatError, match="at most 1024"):
+        encode_tap(msgspec.structs.replace(tap, section=fields[8]))
 
 
 @given(st.binary(max_size=200))

@@ -235,6 +235,19 @@ def test_waiting_grows_with_each_failure_and_a_clock_set_back_does_not_prolong_i
     assert terminal.is_online(at - 1)
 
 
+def test_after_a_success_waiting_begins_anew() -> None:
+    server = Server(silent=True)
+    terminal = booted(server)
+    for minute in range(5):
+        terminal.flush(NOON + minute * 60_000, timeout_s=0)
+    server.silent = False
+    terminal.flush(NOON + 600_000)
+    server.silent = True
+    terminal.flush(NOON + 660_000, timeout_s=0, heartbeat=True)
+    assert not terminal.is_online(NOON + 660_000 + 749)
+    assert terminal.is_online(NOON + 660_000 + 750)
+
+
 def test_a_denied_token_is_refused_alone_and_only_that_one() -> None:
     terminal = booted(Server(silent=True))
     terminal.replace_deny_list(deny_list_of(7, NOON, [card(2).token]))
@@ -432,6 +445,29 @@ def test_a_gap_that_cannot_be_filled_any_more_is_given_up_and_named() -> None:
     assert terminal.tap(card(4), later + 9000).decided is Decided.ONLINE
 
 
+@pytest.mark.parametrize("resume_from", [None, 0, 1, 2])
+def test_a_server_that_asks_for_what_it_was_just_sent_is_not_asked_for_ever(resume_from: int | None) -> None:
+    server = Server(problem=Problem(status=409, cause="gap", resume_from=resume_from))
+    terminal = booted(server)
+    live = terminal.outbox.live.epoch
+    terminal.tap(card(1), NOON)
+    assert terminal.stuck == {live: "gap"}
+    assert terminal.flush(NOON + 1000).batches == 1
+
+
+def test_nothing_is_dropped_while_the_server_asks_for_old_taps() -> None:
+    server = Server()
+    terminal = booted(server)
+    for number in range(3):
+        terminal.tap(card(number), NOON)
+    server.streams.clear()
+    later = NOON + KEEP_MS + 1000
+    terminal.tap(card(4), later)
+    assert terminal.prune(later) == 0
+    assert terminal.flush(later + 1000).stuck == {}
+    assert server.events() == everything_stored(terminal)
+
+
 @pytest.mark.parametrize("cause", ["forked_chain", "broken_chain", "bad_header"])
 def test_an_epoch_that_cannot_go_on_is_followed_by_another_and_a_second_refusal_stops(cause: str) -> None:
     server = Server()
@@ -446,6 +482,7 @@ def test_an_epoch_that_cannot_go_on_is_followed_by_another_and_a_second_refusal_
     assert (terminal.stopped, terminal.stuck) == (None, {old: cause})
     server.problem = Problem(status=409, cause=cause)
     terminal.tap(card(4), NOON + 3)
+    assert terminal.stopped is None
     terminal.tap(card(5), NOON + 4)
     assert terminal.stopped == cause
     assert terminal.tap(card(6), NOON + 5).admitted

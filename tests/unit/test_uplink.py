@@ -107,8 +107,8 @@ def test_a_connection_that_the_server_closed_meanwhile_is_made_anew() -> None:
 
 
 def test_a_server_that_says_it_will_close_is_read_to_the_end() -> None:
-    closing = {"Connection": "close"}
-    with serving(lambda handler: handler.answer(200, ANSWER, closing)) as server, uplink_to(server) as uplink:
+    closing, long_answer = {"Connection": "close"}, ANSWER + b" " * 1_000_000
+    with serving(lambda handler: handler.answer(200, long_answer, closing)) as server, uplink_to(server) as uplink:
         assert [type(uplink.send(b"m", 2)) for _ in range(2)] == [Reply, Reply]
 
 
@@ -157,6 +157,21 @@ def test_the_deadline_holds_whatever_the_server_does(behaviour: str) -> None:
     assert "deadline" in heard.detail or "timed out" in heard.detail
     assert 0.29 < took < 0.6
     assert 290 <= heard.elapsed_ms <= 600
+
+
+def test_the_deadline_of_a_message_is_its_own_also_on_a_kept_connection() -> None:
+    pauses = iter([0.0, 0.4, 0.0])
+
+    def pause(handler: Handler) -> None:
+        time.sleep(next(pauses))
+        handler.answer(200, ANSWER)
+
+    with serving(pause) as server, uplink_to(server) as uplink:
+        assert isinstance(uplink.send(b"m", 0.2), Reply)
+        assert isinstance(uplink.send(b"m", 5), Reply)
+        time.sleep(0.2)
+        assert isinstance(uplink.send(b"m", 0.2), Reply)
+    assert len({client for *_, client in seen(server)}) == 1
 
 
 def test_the_answer_to_a_message_that_was_given_up_is_not_taken_for_the_next_one_s() -> None:

@@ -226,7 +226,7 @@ def messages() -> dict[str, Any]:
 def refused_messages() -> list[dict[str, str]]:
     """Messages that are refused, with their cause."""
     header, chosen = batches()["the taps after it"]
-    first_header, _ = batches()["its first tap"]
+    first_header, first_taps = batches()["its first tap"]
     change = msgspec.structs.replace
     good = seal(KEY, header, chosen)
     sign1, _ = cbor2.loads(good)
@@ -242,6 +242,11 @@ def refused_messages() -> list[dict[str, str]]:
         signature = KEY.sign(cbor2.dumps(["Signature1", parts[0], b"", payload]))
         return with_sign1([parts[0], {}, payload, signature])
 
+    def signed_under(protected: dict[int, Any]) -> bytes:
+        data = cbor2.dumps(protected)
+        signature = KEY.sign(cbor2.dumps(["Signature1", data, b"", parts[2]]))
+        return with_sign1([data, {}, parts[2], signature])
+
     def with_sign1(parts: list[Any], tag: int = 18) -> bytes:
         return cbor2.dumps([cbor2.dumps(cbor2.CBORTag(tag, parts)), chosen])
 
@@ -252,6 +257,9 @@ def refused_messages() -> list[dict[str, str]]:
         ("a map", "bad_structure", cbor2.dumps({})),
         ("tag 17", "bad_structure", with_sign1(parts, 17)),
         ("something unprotected", "bad_structure", with_sign1([parts[0], {4: b"x"}, *parts[2:]])),
+        ("one more key protected", "bad_structure", signed_under({1: -8, 4: DEVICE.encode(), 5: b"iv"})),
+        ("no key id", "bad_structure", signed_under({1: -8})),
+        ("a device id with a slash", "bad_structure", signed_under({1: -8, 4: b"gate/1"})),
         ("ES256 instead of EdDSA", "unsupported_algorithm", with_sign1([algorithm, *parts[1:]])),
         ("a device that nobody knows", "unknown_device", sealed(change(header, device_id=DeviceId("x")), chosen)),
         ("another device's key", "bad_signature", sealed(header, chosen, OTHER_KEY)),
@@ -265,13 +273,14 @@ def refused_messages() -> list[dict[str, str]]:
             "bad_header",
             sealed(change(header, predecessor=Predecessor(SECOND_EPOCH, 0, bytes(32))), chosen),
         ),
+        ("a count that is one too small", "broken_chain", sealed(change(header, count=5), chosen)),
         ("a tap left out", "broken_chain", sealed(header, chosen[:-1])),
         ("a tap changed", "broken_chain", sealed(header, [*chosen[:-1], chosen[0]])),
         ("taps exchanged", "broken_chain", sealed(header, [chosen[1], chosen[0], *chosen[2:]])),
         (
             "an epoch that begins elsewhere",
             "broken_chain",
-            sealed(change(first_header, epoch=SECOND_EPOCH), chosen[:1]),
+            sealed(change(first_header, epoch=SECOND_EPOCH), first_taps),
         ),
     ]
     return [{"name": name, "cause": cause, "message": message.hex()} for name, cause, message in cases]

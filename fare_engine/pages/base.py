@@ -1,0 +1,135 @@
+"""What all pages share: templates, two languages, formats of money and time, names of rules and places.
+
+A page is Vietnamese unless the visitor asked for English (`?lang=en`, remembered in the session)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from fare_engine.money import format_amount
+from fare_engine.pages.words import WORDS
+from fare_engine.pricing.lines import Leg, Line
+from fare_engine.service_day import to_datetime
+from fare_engine.tariff.compile import CompiledTariff
+from fare_engine.tariff.model import OPERATORS, Name
+
+HERE = Path(__file__).parent
+STATIC = HERE / "static"
+LANGUAGES = ("vi", "en")
+MODES = {1: "metro", 3: "bus", 4: "river_bus"}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+def environment(*folders: Path) -> Environment:
+    """Templates of some folders over the base's own; every missing name is an error, everything is escaped."""
+    loaders = [FileSystemLoader(folder) for folder in (*folders, HERE / "templates")]
+    found = Environment(
+        loader=ChoiceLoader(loaders),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["money"] = format_amount
+    return found
+
+
+def language_of(request: Request) -> str:
+    """The visitor's language; asking for one is remembered."""
+    asked = request.query_params.get("lang")
+    if asked in LANGUAGES:
+        request.session["lang"] = asked
+    found = request.session.get("lang", "vi")
+    return found if found in LANGUAGES else "vi"
+
+
+def page(request: Request, templates: Environment, template: str, values: Mapping[str, Any], status: int = 200) -> HTMLResponse:
+    """A page in the visitor's language."""
+    language = language_of(request)
+    words = {key: pair[LANGUAGES.index(language)] for key, pair in WORDS.items()}
+    text = templates.get_template(template).render(
+        {"t": words, "lang": language, "path": request.url.path, "session": request.session, **values}
+    )
+    return HTMLResponse(text, status, headers=HEADERS)
+
+
+class Names:
+    """Names as visitors of one language read them."""
+
+    def __init__(self, tariff: CompiledTariff, language: str) -> None:
+        self.tariff = tariff
+        self.language = language
+        self.words = {key: pair[LANGUAGES.index(language)] for key, pair in WORDS.items()}
+
+    def text(self, name: Name) -> str:
+        """The tariff's own name in this language."""
+        return name.vi if self.language == "vi" else name.en
+
+    def money(self, amount: int) -> str:
+        """An amount in the city's currency."""
+        return format_amount(amount, self.tariff.currency, self.language)
+
+    def clock(self, at: int | None) -> str:
+        """Local time to the minute."""
+        return to_datetime(at, self.tariff.zone).strftime("%H:%M") if at is not None else "–"
+
+    def stop(self, stop_id: str | None) -> str:
+        """A stop's name."""
+        stop = self.tariff.network.stops.get(stop_id or "")
+        return stop.name if stop else "–"
+
+    def party(self, party_id: str) -> str:
+        """An operator's or a bearer's name."""
+        known = self.tariff.network.parties.get(party_id)
+        if known is not None:
+            return known.name_vi if self.language == "vi" else known.name_en
+        return self.words.get(f"bearer_{party_id.partition(':')[0]}", party_id)
+
+    def line_of(self, leg: Leg) -> str:
+        """The line ridden: mode and number."""
+        route = self.tariff.network.routes.get(leg.route_id or "") or self._only_route(leg.from_stop_id or leg.to_stop_id)
+        if route is None:
+            return leg.network_id or "–"
+        mode = self.words[f"mode_{MODES.get(route.route_type, 'bus')}"]
+        return f"{mode} {route.short_name}" if route.route_type == 3 else route.long_name or mode
+
+    def icon_of(self, leg: Leg) -> str:
+        """A sign for the mode; the word stands beside it."""
+        route = self.tariff.network.routes.get(leg.route_id or "") or self._only_route(leg.from_stop_id or leg.to_stop_id)
+        return {1: "🚇", 4: "⛴️"}.get(route.route_type if route else 3, "🚌")
+
+    def rule(self, line: Line, leg: Leg | None) -> str:
+        """What a line's rule is called."""
+        version = self.tariff.versions.get(line.version_id)
+        rows: dict[str, Name] = {}
+        if version is not None:
+            file = version.version.file
+            for found in (file.discounts, file.joining_rules, file.caps, file.tap_rules):
+                rows |= {row.rule_id: row.name for row in found}
+            rows |= {product.product_id: product.name for product in file.products}
+        own = line.rule_id if line.rule_id in rows else line.rule_id.partition("/")[2]
+        if own in rows:
+            return self.text(rows[own])
+        what = line.rule_id.partition("/")[2]
+        if what in ("missing_exit", "missing_entry", "hold"):
+            return self.words[f"rule_{what}"]
+        return f"{self.words[f'kind_{line.kind}']}, {self.line_of(leg)}" if leg is not None else self.words[f"kind_{line.kind}"]
+
+    def bearer(self, line: Line) -> str:
+        """Who bears a line."""
+        return self.words["bearer_operators"] if line.bearer == OPERATORS else self.party(line.bearer)
+
+    def _only_route(self, stop_id: str | None) -> Any:
+        routes = self.tariff.network.routes_of_stop.get(stop_id or "", ())
+        return self.tariff.network.routes[routes[0]] if len(routes) == 1 else None
