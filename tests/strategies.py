@@ -59,7 +59,7 @@ DAYS = [
 ]
 BEFORE_ANY_TARIFF = date(2019, 4, 30)
 
-UNSETTLED = frozenset({"no stop", "unknown first stop", "before any tariff"})
+UNSETTLED: frozenset[str] = frozenset()
 """What engine and auditor read differently; empty this when it is settled, and days are made of these too."""
 
 _edges = [edge + by for edge in (120 * MINUTE, 180 * MINUTE, 24 * HOUR) for by in (-1, 0, 1, 999, SECOND)]

@@ -57,7 +57,7 @@ class Fold:
         while state.next_due < to:
             at = state.next_due
             overdue = [leg for leg in state.open_legs if legs.last_instant(self, leg) == at]
-            for leg in sorted(overdue, key=_leg_id):
+            for leg in overdue:
                 legs.close_overdue(self, leg)
             products.pass_time(self, at)
             self.reckon_next_due()
@@ -104,7 +104,3 @@ def copy_state(state: State) -> State:
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(State)
-
-
-def _leg_id(leg: Leg) -> str:
-    return leg.leg_id

@@ -14,7 +14,7 @@ from fare_engine.tariff.compile import Join, Terms
 if TYPE_CHECKING:
     from fare_engine.pricing.fold import Fold
 
-LONGEST_RIDE_MS = 12 * 3_600_000
+LONGEST_RIDE_MS = 24 * 3_600_000
 
 
 def join(fold: Fold, leg: Leg, terms: Terms) -> None:
@@ -24,16 +24,16 @@ def join(fold: Fold, leg: Leg, terms: Terms) -> None:
     state = fold.state
     transfers = 0
     for first in reversed(state.joinable):
-        rule = _fitting(fold, first, leg, terms)
+        rule = _fitting(fold, first, leg)
         if rule is not None:
             transfers = state.transfers.pop(first.leg_id, 0) + 1
             state.joinable.remove(first)
-            _adjust(fold, first, leg, rule, terms)
+            _adjust(fold, first, leg, rule)
             break
     _offer(fold, leg, terms, transfers)
 
 
-def _fitting(fold: Fold, first: Leg, second: Leg, terms: Terms) -> Join | None:
+def _fitting(fold: Fold, first: Leg, second: Leg) -> Join | None:
     """The rule, if any, by which `second` may follow `first`."""
     assert first.entry_at is not None
     assert second.entry_at is not None
@@ -47,14 +47,14 @@ def _fitting(fold: Fold, first: Leg, second: Leg, terms: Terms) -> Join | None:
             second.network_id in candidate.to_networks
             and anchor is not None
             and fold.state.transfers.get(first.leg_id, 0) < rule.max_transfers
-            and rule.rule_id in terms.join_ids
+            and candidate.fits_rider(second.media, second.rider_category)
             and candidate.reaches(anchor, second.entry_at)
         ):
             return candidate
     return None
 
 
-def _adjust(fold: Fold, first: Leg, second: Leg, join: Join, second_terms: Terms) -> None:
+def _adjust(fold: Fold, first: Leg, second: Leg, join: Join) -> None:
     rule = join.rule
     first_terms = fold.terms_of(first)
     assert first_terms is not None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fare_engine.facts import Tap
 from fare_engine.money import percent_of
 from fare_engine.pricing import groups, periods, products
-from fare_engine.pricing.lines import Leg
+from fare_engine.pricing.lines import Leg, LegStatus
 from fare_engine.pricing.state import NEVER
 from fare_engine.service_day import DAY_MS
 from fare_engine.tariff.compile import CompiledVersion, DatedDiscount, LegPrice, Terms
@@ -21,25 +21,26 @@ if TYPE_CHECKING:
 
 def take_tap(fold: Fold, tap: Tap) -> None:
     """A tap begins a leg, ends one, or both."""
-    version = fold.tariff.version_at(tap.at)
     network = fold.tariff.network_of(tap.route_id, tap.stop_id)
-    if version is None or network is None:
-        where = "no tariff version is in force" if version is None else "the network of the route and stop is not known"
-        _begin(fold, tap, network, version.version_id if version else "", "unknown").reason = where
-        return
-    terms = version.terms(network, tap.route_id, tap.media, tap.rider_category)
-    if terms is None:
-        leg = _begin(fold, tap, network, version.version_id, "unknown")
-        leg.reason = f"{version.version_id} has no fares for the network {network}"
+    if tap.action == "exit" and network is not None:
+        leg = _open_leg(fold, tap, network)
+        if leg is not None:
+            _complete(fold, leg, tap, network)
+            return
+    version = fold.tariff.version_at(tap.at)
+    terms = version.terms(network, tap.route_id, tap.media, tap.rider_category) if version and network else None
+    if version is None or network is None or terms is None:
+        leg = _begin(fold, tap, network, version, "unknown")
+        leg.reason = _why_unknown(version, network)
     elif terms.tap_rule.taps == "entry":
         if tap.action == "exit":
             fold.ignored[tap.fact_id] = f"the network {network} has no exit taps"
             return
-        leg = _begin(fold, tap, network, version.version_id, "complete")
+        leg = _begin(fold, tap, network, version, "complete")
         price = version.leg_price(network, leg.from_stop_id, None, leg.media, leg.rider_category, (tap.at, tap.at))
         settle(fold, leg, price, terms)
     elif tap.action == "exit":
-        _exit(fold, tap, network, version, terms)
+        _exit_without_entry(fold, tap, network, version, terms)
     else:
         _enter(fold, tap, network, version, terms)
 
@@ -77,8 +78,13 @@ def settle(fold: Fold, leg: Leg, price: LegPrice | None, terms: Terms, *, joins:
         periods.count(fold, leg, leg.net, terms)
 
 
-def _begin(fold: Fold, tap: Tap, network: str | None, version_id: str, status: str) -> Leg:
-    version = fold.tariff.versions.get(version_id)
+def _why_unknown(version: CompiledVersion | None, network: str | None) -> str:
+    if network is None:
+        return "the network of the route and stop is not known"
+    return "no tariff version is in force" if version is None else f"{version.version_id} has no fares for the network {network}"
+
+
+def _begin(fold: Fold, tap: Tap, network: str | None, version: CompiledVersion | None, status: LegStatus) -> Leg:
     leg = Leg(
         leg_id=tap.fact_id,
         token_id=tap.token_id,
@@ -91,9 +97,9 @@ def _begin(fold: Fold, tap: Tap, network: str | None, version_id: str, status: s
         to_stop_id=None,
         entry_at=tap.at,
         exit_at=None,
-        service_day=version.service_day(tap.at) if version else tap.at // DAY_MS,
-        version_id=version_id,
-        status=status,  # type: ignore[arg-type]
+        service_day=version.service_day(tap.at) if version else fold.tariff.service_day(tap.at),
+        version_id=version.version_id if version else "",
+        status=status,
         persons=tap.persons,
     )
     fold.legs[leg.leg_id] = leg
@@ -106,7 +112,7 @@ def _enter(fold: Fold, tap: Tap, network: str, version: CompiledVersion, terms: 
         if left_open.token_id == tap.token_id and left_open.network_id == network:
             _close_without_exit(fold, left_open)
             break
-    leg = _begin(fold, tap, network, version.version_id, "open")
+    leg = _begin(fold, tap, network, version, "open")
     if terms.tap_rule.hold == "highest_fare":
         _hold(fold, leg, version, terms)
     fold.state.open_legs.append(leg)
@@ -118,7 +124,7 @@ def _hold(fold: Fold, leg: Leg, version: CompiledVersion, terms: Terms) -> None:
     assert leg.network_id is not None
     assert leg.entry_at is not None
     price = version.extreme_price(
-        "highest_fare", leg.network_id, leg.from_stop_id, None, leg.media, leg.rider_category, leg.entry_at
+        "highest_fare", leg.network_id, leg.from_stop_id, "from", leg.media, leg.rider_category, leg.entry_at
     )
     if price is None or products.find_lot(fold, leg, price.amount, terms) is not None:
         return
@@ -136,27 +142,25 @@ def _release_hold(fold: Fold, leg: Leg, terms: Terms) -> None:
         leg.hold = 0
 
 
-def _exit(fold: Fold, tap: Tap, network: str, version: CompiledVersion, terms: Terms) -> None:
-    leg = _open_leg(fold, tap, network)
-    if leg is None:
-        _exit_without_entry(fold, tap, network, version, terms)
-        return
+def _complete(fold: Fold, leg: Leg, tap: Tap, network: str) -> None:
+    """An exit ends an open leg, by the version that owns the leg."""
     fold.state.open_legs.remove(leg)
     fold.reckon_next_due()
-    own_terms = fold.terms_of(leg)
-    assert own_terms is not None
+    terms = fold.terms_of(leg)
+    assert terms is not None
     assert leg.entry_at is not None
-    _release_hold(fold, leg, own_terms)
+    _release_hold(fold, leg, terms)
     leg.to_stop_id = tap.stop_id
     leg.exit_at = tap.at
-    if leg.from_stop_id == tap.stop_id and own_terms.grace_ms and tap.at - leg.entry_at <= own_terms.grace_ms:
+    same_stop = leg.from_stop_id is not None and leg.from_stop_id == tap.stop_id
+    if same_stop and terms.grace_ms and tap.at - leg.entry_at <= terms.grace_ms:
         leg.status = "cancelled"
         return
     leg.status = "complete"
     price = fold.version_of(leg).leg_price(
         network, leg.from_stop_id, leg.to_stop_id, leg.media, leg.rider_category, (leg.entry_at, tap.at)
     )
-    settle(fold, leg, price, own_terms)
+    settle(fold, leg, price, terms)
 
 
 def _open_leg(fold: Fold, tap: Tap, network: str) -> Leg | None:
@@ -174,13 +178,15 @@ def _exit_without_entry(fold: Fold, tap: Tap, network: str, version: CompiledVer
             continue
         if own_terms.tap_rule.late_exit == "closes_leg":
             fold.state.overdue.remove(overdue)
-            overdue.to_stop_id, overdue.exit_at, overdue.status = tap.stop_id, tap.at, "late_exit"
+            overdue.to_stop_id, overdue.exit_at = tap.stop_id, tap.at
+            if overdue.status != "unknown":
+                overdue.status = "late_exit"
             return
-    leg = _begin(fold, tap, network, version.version_id, "missing_entry")
+    leg = _begin(fold, tap, network, version, "missing_entry")
     leg.entry_at, leg.exit_at = None, tap.at
     leg.from_stop_id, leg.to_stop_id = None, tap.stop_id
     which = terms.tap_rule.missing_entry
-    price = version.extreme_price(which, network, None, tap.stop_id, leg.media, leg.rider_category, tap.at)
+    price = version.extreme_price(which, network, tap.stop_id, "to", leg.media, leg.rider_category, tap.at)
     _settle_incomplete(fold, leg, price, terms, "missing_entry")
 
 
@@ -194,7 +200,7 @@ def _close_without_exit(fold: Fold, leg: Leg) -> None:
     leg.status = "missing_exit"
     which = terms.tap_rule.missing_exit
     price = fold.version_of(leg).extreme_price(
-        which, leg.network_id, leg.from_stop_id, None, leg.media, leg.rider_category, leg.entry_at
+        which, leg.network_id, leg.from_stop_id, "from", leg.media, leg.rider_category, leg.entry_at
     )
     _settle_incomplete(fold, leg, price, terms, "missing_exit")
 

@@ -19,6 +19,9 @@ from fare_engine.tariff.model import Product
 if TYPE_CHECKING:
     from fare_engine.pricing.fold import Fold
 
+KEPT_DAYS = 3
+"""A lot is dropped so many days after its last one: a ride that began on that day may end after the day's turn."""
+
 
 def take_purchase(fold: Fold, purchase: Purchase) -> None:
     """A sale: one line with the product's price under the version of the day, and the lot that legs then use."""
@@ -36,7 +39,7 @@ def take_purchase(fold: Fold, purchase: Purchase) -> None:
     fold.state.lots.append(lot)
     if product.kind == "book":
         lot.first_day, lot.last_day = day, to_day(to_date(day).replace(month=12, day=31))
-        lot.next_due = _starts_at(fold, lot, lot.last_day + 1)
+        lot.next_due = _starts_at(fold, lot, lot.last_day + KEPT_DAYS)
     elif product.starts == "purchase":
         _begin_pass(fold, lot, day)
     fold.reckon_next_due()
@@ -118,7 +121,7 @@ def _release_day(fold: Fold, lot: Lot) -> None:
     day = lot.first_day + lot.used
     _add_line(fold, lot, "release", 0, _part(product.price, product.days, lot.used), day)
     lot.used += 1
-    lot.next_due = _starts_at(fold, lot, day + 1)
+    lot.next_due = _starts_at(fold, lot, day + (1 if lot.used < product.days else KEPT_DAYS))
 
 
 def _add_line(fold: Fold, lot: Lot, kind: LineKind, amount: int, funded: int, day: int) -> None:

@@ -4,8 +4,10 @@ A lookup's first question is answered from the tables and remembered; a tariff n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -26,6 +28,7 @@ from fare_engine.tariff.model import (
 )
 
 FOREVER = 10**9
+End: TypeAlias = Literal["from", "to"]
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
@@ -55,6 +58,8 @@ class Join(msgspec.Struct, frozen=True):
 
     rule: JoiningRule
     to_networks: frozenset[str]
+    fits_rider: Callable[[str, str], bool]
+    """Whether the rule is for a medium and a rider category."""
     window_ms: int
     tick_ms: int
 
@@ -73,8 +78,6 @@ class Terms(msgspec.Struct, frozen=True):
     discounts: tuple[DatedDiscount, ...]
     joins: tuple[Join, ...]
     """Rules for which such a leg may be the first."""
-    join_ids: frozenset[str]
-    """Rules whose riders and media such a leg satisfies as the second."""
     caps: tuple[Cap, ...]
     products: tuple[Product, ...]
     """Passes and books that cover such a leg."""
@@ -137,13 +140,14 @@ class CompiledVersion:
         return self._prices[key]
 
     def extreme_price(
-        self, which: str, network: str, from_stop: str | None, to_stop: str | None, media: str, category: str, at: int
+        self, which: str, network: str, stop: str | None, end: End, media: str, category: str, at: int
     ) -> LegPrice | None:
-        """The `highest_fare` or `lowest_fare` that a leg can cost of which only one end is known, for missing taps."""
+        """The `highest_fare` or `lowest_fare` of a leg of which only one end is known: `stop` is where it begins (`from`) or
+        ends (`to`). For missing taps and holds."""
         moment = self._timeframe_groups(at)
-        key = (which, network, from_stop, to_stop, media, category, moment)
+        key = (which, network, stop, end, media, category, moment)
         if key not in self._extremes:
-            self._extremes[key] = self._find_extreme(which, network, from_stop, to_stop, media, category, (moment, moment))
+            self._extremes[key] = self._find_extreme(which, network, stop, end, media, category, (moment, moment))
         return self._extremes[key]
 
     def _find_terms(self, network: str, route: str | None, media: str, category: str) -> Terms | None:
@@ -153,8 +157,7 @@ class CompiledVersion:
         file = self.version.file
 
         def for_rider(row: Discount | JoiningRule | Cap) -> bool:
-            named = _any_or_in(row.media, media) or media.split(":")[0] in row.media
-            return named and _any_or_in(row.rider_categories, category) and media not in getattr(row, "except_media", ())
+            return _is_for(row, media, category)
 
         return Terms(
             tap_rule=tap_rule,
@@ -162,7 +165,6 @@ class CompiledVersion:
             grace_ms=tap_rule.same_stop_grace_minutes * MINUTE_MS,
             discounts=tuple(_dated(row) for row in file.discounts if for_rider(row) and _on_leg(row, network, route)),
             joins=tuple(_join(row) for row in file.joining_rules if for_rider(row) and network in row.from_networks),
-            join_ids=frozenset(row.rule_id for row in file.joining_rules if for_rider(row)),
             caps=tuple(row for row in file.caps if for_rider(row) and _any_or_in(row.networks, network)),
             products=tuple(
                 row for row in file.products if network in row.networks and _any_or_in(row.rider_categories, category)
@@ -232,21 +234,19 @@ class CompiledVersion:
         self,
         which: str,
         network: str,
-        from_stop: str | None,
-        to_stop: str | None,
+        stop: str | None,
+        end: End,
         media: str,
         category: str,
         moment: tuple[frozenset[str], frozenset[str]],
     ) -> LegPrice | None:
-        elsewhere = self._stops_of_network(network)
-        starts = [from_stop] if from_stop is not None else elsewhere
-        ends = [to_stop] if to_stop is not None else elsewhere
-        prices = [
-            price
-            for start in starts
-            for end in ends
-            if (price := self._find_price(network, self._areas(start), self._areas(end), media, category, moment))
-        ]
+        known = self._areas(stop)
+        prices = []
+        for other in self._stops_of_network(network):
+            ends = (known, self._areas(other)) if end == "from" else (self._areas(other), known)
+            price = self._find_price(network, *ends, media, category, moment)
+            if price is not None:
+                prices.append(price)
         pick = max if which == "highest_fare" else min
         return pick(prices, key=_amount, default=None)
 
@@ -306,6 +306,11 @@ class CompiledTariff:
                 return version
         return None
 
+    def service_day(self, at: int) -> int:
+        """The service day of an instant: under the version in force, else as under the first one."""
+        version = self.version_at(at) or (self._by_date[-1] if self._by_date else None)
+        return version.service_day(at) if version else local_ms(at, self.zone) // DAY_MS
+
     def network_of(self, route: str | None, stop: str | None) -> str | None:
         """The network tapped on: its route's, or the one network whose routes call at the stop. None: not to be told."""
         key = (route, stop)
@@ -350,6 +355,12 @@ def _any_or_in(allowed: Collection[str], value: str) -> bool:
     return not allowed or value in allowed
 
 
+def _is_for(row: Discount | JoiningRule | Cap, media: str, category: str) -> bool:
+    """Whether a row is for a medium (or for the coarser one it belongs to) and a rider category."""
+    named = _any_or_in(row.media, media) or media.split(":")[0] in row.media
+    return named and _any_or_in(row.rider_categories, category) and media not in getattr(row, "except_media", ())
+
+
 def _on_leg(row: Discount, network: str, route: str | None) -> bool:
     return _any_or_in(row.networks, network) and (not row.routes or route in row.routes)
 
@@ -367,12 +378,7 @@ def _join(row: JoiningRule) -> Join:
     return Join(
         rule=row,
         to_networks=frozenset(row.to_networks),
+        fits_rider=partial(_is_for, row),
         window_ms=row.window_minutes * MINUTE_MS,
         tick_ms=MINUTE_MS if row.resolution == "minute" else 1000,
     )
-
-
-def version_ids(tariff: Tariff, states: Iterable[str]) -> list[str]:
-    """The versions whose state is one of these."""
-    wanted = set(states)
-    return [version.version_id for version in tariff.versions if version.file.tariff.state in wanted]
