@@ -48,13 +48,13 @@ def settlement(request: Request, day: str) -> Response:
     service = request.app.state.service
     names = Names(service.tariff, language_of(request))
     rows = list(csv.DictReader(content.decode().splitlines()))
-    sections = [(name, [_row(row, names) for row in rows if row["section"] == name]) for name in SECTIONS]
+    sections = [(name, _groups([_row(row, names) for row in rows if row["section"] == name])) for name in SECTIONS]
     values = {
         "names": names,
         "operator": operator_id,
         "day": day,
         "title": date.fromisoformat(day).strftime("%d/%m/%Y"),
-        "sections": [(name, found_rows) for name, found_rows in sections if found_rows],
+        "sections": [(name, groups) for name, groups in sections if groups],
         "totals": _totals(content),
         "proof": json.loads(proof),
         "hash": digest(content),
@@ -122,12 +122,31 @@ def _row(row: dict[str, str], names: Names) -> dict[str, Any]:
         "date": row["service_date"],
         "what": what,
         "network": network,
-        "rule": row["rule_id"],
+        "rule": names.find_rule(row["rule_id"]) or row["rule_id"],
+        "rule_id": row["rule_id"],
         "paid_by": names.party(row["paid_by"]) if row["paid_by"] else "",
         "agreement": row["agreement_id"],
         "count": row["count"],
         "amount": int(row["amount"]) if row["amount"] else None,
     }
+
+
+def _groups(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows under one figure each: of one kind, network and date. The figure opens them."""
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["date"], row["what"], row["network"]), []).append(row)
+    return [
+        {
+            "date": date_,
+            "what": what,
+            "network": network,
+            "count": sum(int(row["count"] or 0) for row in group if row["count"]),
+            "amount": sum(row["amount"] or 0 for row in group),
+            "rows": group,
+        }
+        for (date_, what, network), group in found.items()
+    ]
 
 
 def _login(request: Request, name: str, error: str | None) -> HTMLResponse:

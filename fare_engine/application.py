@@ -84,6 +84,8 @@ class Application:
         self.tariff = tariff
         self.server_key = server_key
         self.deny_list_version = 0
+        self.charged = 0
+        """What has been charged since the process began: a figure for pages, not for books."""
         self._vehicles: dict[str, list[tuple[int, str]]] | None = None
 
     # ---- taps
@@ -285,6 +287,7 @@ class Application:
                 folded[traveller_id] = found
                 cause = change.facts[-1].fact_id if change.facts else booked_for
                 entries.add(traveller_id, traveller.account_id, cause, movements)
+                self.charged += sum(m.line.amount for m in movements if m.line.kind not in ("hold", "sale"))
         entries.write(connection)
         travellers.save_travellers(connection, rows.values())
         travellers.change_balances(connection, entries.balance_changes)

@@ -5,11 +5,18 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fare_engine.store.database import sqlite_url
 
 PROJECT = Path(__file__).resolve().parents[1]
+
+
+def default_tariff() -> Path:
+    """The city that `tariffs/default.txt` names."""
+    tariffs = PROJECT / "tariffs"
+    return tariffs / (tariffs / "default.txt").read_text(encoding="utf-8").strip()
 
 
 class Settings(BaseSettings):
@@ -19,7 +26,7 @@ class Settings(BaseSettings):
 
     data: Path = Path("motthe-data")
     database_url: str | None = None
-    tariff: Path = PROJECT / "tariffs" / "hcmc"
+    tariff: Path = Field(default_factory=default_tariff)
     adopt: tuple[str, ...] = ()
     public_delay_minutes: int = 5
     """The public page shows counts up to this long ago."""

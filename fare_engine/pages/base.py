@@ -23,8 +23,9 @@ HERE = Path(__file__).parent
 STATIC = HERE / "static"
 LANGUAGES = ("vi", "en")
 MODES = {1: "metro", 3: "bus", 4: "river_bus"}
+POLICY = ("default-src 'self'", "style-src 'self' 'unsafe-inline'", "img-src 'self' data:", "frame-ancestors 'none'")
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'",
+    "Content-Security-Policy": "; ".join(POLICY),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -71,6 +72,7 @@ class Names:
         self.tariff = tariff
         self.language = language
         self.words = {key: pair[LANGUAGES.index(language)] for key, pair in WORDS.items()}
+        self._rules: dict[str, str] | None = None
 
     def text(self, name: Name) -> str:
         """The tariff's own name in this language."""
@@ -105,25 +107,30 @@ class Names:
         return f"{mode} {route.short_name}" if route.route_type == 3 else route.long_name or mode
 
     def icon_of(self, leg: Leg) -> str:
-        """A sign for the mode; the word stands beside it."""
+        """Which sign to draw for the mode; the word stands beside it."""
         route = self.tariff.network.routes.get(leg.route_id or "") or self._only_route(leg.from_stop_id or leg.to_stop_id)
-        return {1: "🚇", 4: "⛴️"}.get(route.route_type if route else 3, "🚌")
+        mode = MODES.get(route.route_type if route else 3, "bus")
+        return "brt" if leg.network_id == "brt" else mode
+
+    def find_rule(self, rule_id: str) -> str | None:
+        """The name that the tariff gives a rule or product, in whichever version it stands; None: it gives none."""
+        if self._rules is None:
+            self._rules = {}
+            for version in self.tariff.versions.values():
+                file = version.version.file
+                for rows in (file.discounts, file.joining_rules, file.caps, file.tap_rules):
+                    self._rules |= {row.rule_id: self.text(row.name) for row in rows}
+                self._rules |= {product.product_id: self.text(product.name) for product in file.products}
+        what = rule_id.partition("/")[2]
+        if what in ("missing_exit", "missing_entry", "hold"):
+            return self.words[f"rule_{what}"]
+        return self._rules.get(rule_id) or self._rules.get(what)
 
     def rule(self, line: Line, leg: Leg | None) -> str:
         """What a line's rule is called."""
-        version = self.tariff.versions.get(line.version_id)
-        rows: dict[str, Name] = {}
-        if version is not None:
-            file = version.version.file
-            for found in (file.discounts, file.joining_rules, file.caps, file.tap_rules):
-                rows |= {row.rule_id: row.name for row in found}
-            rows |= {product.product_id: product.name for product in file.products}
-        own = line.rule_id if line.rule_id in rows else line.rule_id.partition("/")[2]
-        if own in rows:
-            return self.text(rows[own])
-        what = line.rule_id.partition("/")[2]
-        if what in ("missing_exit", "missing_entry", "hold"):
-            return self.words[f"rule_{what}"]
+        found = self.find_rule(line.rule_id)
+        if found is not None:
+            return found
         return f"{self.words[f'kind_{line.kind}']}, {self.line_of(leg)}" if leg is not None else self.words[f"kind_{line.kind}"]
 
     def bearer(self, line: Line) -> str:

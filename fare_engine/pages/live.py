@@ -32,7 +32,6 @@ class Snapshot:
     at: int
     taps: int = 0
     set_aside: int = 0
-    charged: int = 0
     by_network: Counter[str] = field(default_factory=Counter)
     by_stop: Counter[str] = field(default_factory=Counter)
     devices: int = 0
@@ -58,7 +57,6 @@ class LiveFigures:
                 clock,
                 self.now.taps,
                 self.now.set_aside,
-                self.now.charged,
                 Counter(self.now.by_network),
                 Counter(self.now.by_stop),
                 self.now.devices,
@@ -74,7 +72,6 @@ class LiveFigures:
         now = self.now
         now.taps += 1
         now.set_aside += answer.result == "QUARANTINED"
-        now.charged += sum(line.amount for line in answer.lines if line.kind != "hold") if event.kind is not TapKind.ENTRY else 0
         network = self.service.tariff.network_of(event.route_id, event.stop_id)
         now.by_network[network or "other"] += 1
         if event.stop_id is not None and answer.result != "QUARANTINED":
@@ -119,6 +116,7 @@ def _values(request: Request) -> dict[str, Any]:
     before = live_figures.history[-HOT_MINUTES] if len(live_figures.history) >= HOT_MINUTES else Snapshot(0)
     values: dict[str, Any] = {"demo": demo, "money": names.money, "figures": _counts(shown)}
     values["lines"] = [_line(network, shown, before, names) for network in _rail(service)]
+    values["charged"] = service.application.charged
     values["now"] = names.clock(service.clock())
     values["latency"] = _latency(service, live_figures)
     values["last"] = [_tap(event, answer, names) for event, answer in reversed(live_figures.last)] if demo else []
@@ -134,7 +132,6 @@ def _counts(shown: Snapshot) -> dict[str, Any]:
         "by_mode": [(key, f"{by_mode[key]:,}".replace(",", ".")) for key in sorted(by_mode)],
         "devices": shown.devices,
         "set_aside": shown.set_aside,
-        "charged": shown.charged,
     }
 
 

@@ -178,7 +178,7 @@ def _sale_item(sale: Sale, lines: list[Line], names: Names) -> dict[str, Any]:
     return {
         "id": sale.sale_id,
         "at": sale.at,
-        "icon": "🎫",
+        "icon": "ticket",
         "line": f"{names.words['bought']}: {names.text(product.name)}",
         "times": names.clock(sale.at),
         "places": "",

@@ -281,7 +281,9 @@ late_exit = "closes_leg"
 
 
 @pytest.mark.parametrize(("version", "old", "new", "facts"), VERSIONS_AND_GRACE)
-def test_engine_and_auditor_agree_on_what_once_differed_in_another_city(tmp_path: Path, version: str, old: str, new: str, facts: list[Fact]) -> None:
+def test_engine_and_auditor_agree_on_what_once_differed_in_another_city(
+    tmp_path: Path, version: str, old: str, new: str, facts: list[Fact]
+) -> None:
     city = tmp_path / "city"
     shutil.copytree(CITY, city)
     _city_with(city, version, old, new)
