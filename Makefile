@@ -14,7 +14,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not prove" $(PYTEST)
 
 prove: $(VENV)/.dev
-	$(BIN)/python -m pytest -m prove --timeout 7200 --prove-results docs/prove.json $(PYTEST)
+	$(BIN)/python -m pytest -m prove -p tests.prove_plugin --timeout 7200 --prove-results docs/prove.json $(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,7 +1,9 @@
-"""The close of a service date: freeze → pools → net → statements → proof → publish, in one transaction.
+"""The close of a service date: freeze → pools → net → statements → proof → publish.
 
-Closing a date closes every open date up to it, each by itself and in order. A closed date is never computed into again: a
-second run publishes the same bytes. What comes later is booked under the next open date and stands in its statement."""
+The freeze is a short transaction: from then on no booking gets the date. What follows is computed from rows that cannot
+change any more, while taps go on being taken, and published in a second short transaction. A run that died in between is
+taken up by the next one; a date that is published is never computed again. Closing a date closes every open date before it,
+each by itself and in order. What comes later is booked under the next open date and stands in its statement."""
 
 from __future__ import annotations
 
@@ -14,48 +16,90 @@ from sqlalchemy import Connection
 
 from clearing import netting, pools, statements, store
 from clearing.agreements import Agreements
+from clearing.pools import PoolState
 from clearing.store import PoolRow
 from fare_engine import ledger
 from fare_engine.errors import BooksError, CloseError
 from fare_engine.store import books
+from fare_engine.store.database import Database
 
 LEGS = "legs"
 
 
 class Closed(msgspec.Struct, frozen=True):
-    """A closed date's documents by name, and whether this run closed it."""
+    """A closed date's documents by name, and whether this run published them."""
 
     accounting_date: str
     documents: dict[str, bytes]
     newly: bool
 
 
+class Settlement(msgspec.Struct, frozen=True):
+    """What a party receives out of a pool, by an agreement."""
+
+    pool: str
+    agreement_id: str
+    party: str
+    amount: int
+
+
+class Computed(msgspec.Struct):
+    """All that a closing publishes, not yet written."""
+
+    settlements: list[Settlement]
+    pools: dict[str, PoolState]
+    entries: books.Booking
+    documents: dict[str, bytes]
+    seal: str
+
+
 PoolShares = dict[tuple[str, str], list[pools.Shares]]
 """(pool, agreement) → by how much the parties' exact shares have moved."""
 
 
-def close_through(connection: Connection, agreements: Agreements, date: str, frozen_at: Callable[[str], int]) -> list[Closed]:
+def close_through(database: Database, agreements: Agreements, date: str, frozen_at: Callable[[str], int]) -> list[Closed]:
     """Close `date` and every open date before it. `frozen_at` gives the instant that a date's end is, for the record."""
-    if store.is_closed(connection, date):
+    with database.write() as connection:
+        if not store.is_closed(connection, date):
+            for open_date in store.open_dates(connection, date):
+                store.freeze(connection, open_date, frozen_at(open_date))
+    with database.read() as connection:
+        waiting = [found for found in store.unpublished(connection) if found <= date]
         documents = store.published(connection, date)
-        if not documents:
-            raise CloseError(f"{date} was passed over: a later date is closed and nothing was booked on {date}")
-        return [Closed(date, documents, newly=False)]
-    return [_close(connection, agreements, open_date, frozen_at(open_date)) for open_date in store.open_dates(connection, date)]
+    if not waiting and not documents:
+        raise CloseError(f"{date} was passed over: a later date is closed and nothing was booked on {date}")
+    return [_publish(database, agreements, found) for found in waiting] or [Closed(date, documents, newly=False)]
 
 
-def _close(connection: Connection, agreements: Agreements, date: str, frozen_at: int) -> Closed:
-    before = books.last_closed(connection)
-    store.freeze(connection, date, frozen_at)
+def _publish(database: Database, agreements: Agreements, date: str) -> Closed:
+    with database.read() as connection:
+        computed = _compute(connection, agreements, date)
+    with database.write() as connection:
+        documents = store.published(connection, date)
+        if documents:  # another run was quicker, and gave the same
+            return Closed(date, documents, newly=False)
+        for pool, state in computed.pools.items():
+            store.save_pool(connection, date, pool, state)
+        store.add_settlements(connection, date, [(s.pool, s.agreement_id, s.party, s.amount) for s in computed.settlements])
+        computed.entries.write(connection)
+        store.set_head(connection, date, computed.seal)
+        for name, content in computed.documents.items():
+            store.publish(connection, date, name, content, statements.digest(content))
+    return Closed(date, computed.documents, newly=True)
+
+
+def _compute(connection: Connection, agreements: Agreements, date: str) -> Computed:
+    """Everything that the close of a frozen date publishes; nothing is written. BooksError if the proof does not hold."""
+    before = store.date_before(connection, date)
     rows = store.pool_rows(connection, date)
     changes = _leg_shares(rows, agreements)
     _add_cap_shares(changes, connection, agreements, date, before)
     _add_product_shares(changes, connection, agreements, date, before)
-    settled = _settle(connection, changes, date)
-    documents = _documents(connection, rows, settled, agreements, date)
-    for name, content in documents.items():
-        store.publish(connection, date, name, content, statements.digest(content))
-    return Closed(date, documents, newly=True)
+    found = Computed([], {}, books.Booking(None), {}, "")
+    _settle(connection, changes, date, found)
+    found.seal = _seal(connection, date, found.entries)
+    found.documents = _documents(connection, rows, found, agreements, date)
+    return found
 
 
 # ---- pools
@@ -81,9 +125,9 @@ def _leg_shares(rows: Iterable[PoolRow], agreements: Agreements) -> PoolShares:
 def _add_cap_shares(changes: PoolShares, connection: Connection, agreements: Agreements, date: str, before: str | None) -> None:
     """Caps: what they took off a traveller's day is shared by what that day's legs cost. A day whose weights moved since it
     was published counts with the difference."""
-    days = store.capped_days(connection, date)
+    dates = store.moved_dates(connection, date)
     for through, sign in ((date, 1), (before, -1)):
-        for share in store.cap_shares(connection, days, through):
+        for share in store.cap_shares(connection, dates, through):
             for debtor, amount in (("rider", share.amount), (share.bearer, share.funded)):
                 if not amount:
                     continue
@@ -97,47 +141,37 @@ def _add_product_shares(
     changes: PoolShares, connection: Connection, agreements: Agreements, date: str, before: str | None
 ) -> None:
     """Passes and ended books: a day's part is shared by that day's rides, weighted by the fares they would have cost."""
-    days = store.product_days(connection, date)
+    dates = store.moved_dates(connection, date)
     for through, sign in ((date, 1), (before, -1)):
-        for share in store.product_shares(connection, days, through):
+        for share in store.product_shares(connection, dates, through):
             pool = f"product:{share.product_id}|{share.kind}|{share.product_id}"
             agreement = agreements.find(pool, share.service_date)
             exact = pools.by_weights(share.amount * sign, share.weights, agreement.without_use)
             changes.setdefault((pool, agreement.agreement_id), []).append(exact)
 
 
-def _settle(connection: Connection, changes: PoolShares, date: str) -> list[tuple[str, str, str, int]]:
-    """Round each pool, keep its state, and move its money from the fares accounts to the operators."""
-    settled: list[tuple[str, str, str, int]] = []
-    entries = books.Booking(None)
+def _settle(connection: Connection, changes: PoolShares, date: str, found: Computed) -> None:
+    """Round each pool, and move its money from the fares accounts to the operators."""
     for (pool, agreement), parts in sorted(changes.items()):
         key = f"{pool}@{agreement}"
-        state, paid = pools.settle(key, store.load_pool(connection, key), pools.total_of(parts))
-        store.save_pool(connection, date, key, state)
+        found.pools[key], paid = pools.settle(key, store.load_pool(connection, key, date), pools.total_of(parts))
         for party, amount in paid.items():
-            settled.append((pool, agreement, party, amount))
+            found.settlements.append(Settlement(pool, agreement, party, amount))
             moved = ledger.signed(ledger.fares(date, pool), ledger.operator(party), amount)
             transaction = hashlib.sha256(f"settle/{date}/{key}/{party}".encode()).hexdigest()[:32]
             for number, posting in enumerate(moved):
-                entries.add_posting(transaction, number, ledger.Code.SETTLED, posting, date, date)
-    entries.write(connection)
-    store.add_settlements(connection, [(date, *row) for row in settled])
-    return settled
+                found.entries.add_posting(transaction, number, ledger.Code.SETTLED, posting, date, date)
 
 
 # ---- documents
 
 
 def _documents(
-    connection: Connection,
-    rows: list[PoolRow],
-    settled: list[tuple[str, str, str, int]],
-    agreements: Agreements,
-    date: str,
+    connection: Connection, rows: list[PoolRow], found: Computed, agreements: Agreements, date: str
 ) -> dict[str, bytes]:
-    per_operator: dict[str, int] = defaultdict(int)
-    for _, _, party, amount in settled:
-        per_operator[party] += amount
+    settled: dict[str, int] = defaultdict(int)
+    for settlement in found.settlements:
+        settled[settlement.party] += settlement.amount
     collected: dict[str, int] = defaultdict(int)
     borne: dict[str, int] = defaultdict(int)
     riders = released = 0
@@ -152,24 +186,24 @@ def _documents(
             released += row.funded
         elif row.funded:
             borne[row.bearer] += row.funded
-    net = netting.positions(per_operator.items(), collected, borne, riders, released)
-    versions = agreements.clearing.agreement_version
-    documents = _operator_documents(connection, rows, settled, agreements, date, collected)
-    documents["positions.csv"] = statements.positions_csv(net, dict(per_operator), dict(collected))
-    head = _seal(connection, date)
-    proof = {
+    net = netting.positions(settled.items(), collected, borne, riders, released)
+    debits, credits = store.totals(connection, date)
+    moved = sum(int(str(posting["amount"])) for posting in found.entries.postings)
+    proof: dict[str, object] = {
         "accounting_date": date,
-        "agreement_version": versions,
+        "agreement_version": agreements.clearing.agreement_version,
         "charged": riders + sum(collected.values()),
         "borne": sum(borne.values()),
         "products": released,
-        "settled": sum(per_operator.values()),
+        "settled": sum(settled.values()),
         "net_sum": sum(net.values()),
-        "seal": head,
+        "debits": debits + moved,
+        "credits": credits + moved,
+        "seal": found.seal,
     }
-    debits, credits = store.totals(connection, date)
-    proof["debits"], proof["credits"] = debits, credits
-    _prove(connection, proof, date)
+    _prove(connection, proof, found.entries, date)
+    documents = _operator_documents(connection, rows, found.settlements, agreements, date, collected)
+    documents["positions.csv"] = statements.positions_csv(net, dict(settled), dict(collected))
     documents["proof.json"] = statements.proof_json(proof)
     return dict(sorted(documents.items()))
 
@@ -177,15 +211,16 @@ def _documents(
 def _operator_documents(
     connection: Connection,
     rows: list[PoolRow],
-    settled: list[tuple[str, str, str, int]],
+    settlements: list[Settlement],
     agreements: Agreements,
     date: str,
     collected: dict[str, int],
 ) -> dict[str, bytes]:
     own = statements.leg_rows(rows, agreements, date)
-    for pool, agreement, party, amount in settled:
-        if agreements.covers(agreement) != LEGS:
-            own.setdefault(party, []).append(statements.shared_row(pool, agreement, amount, date))
+    for settlement in settlements:
+        if agreements.covers(settlement.agreement_id) != LEGS:
+            row = statements.shared_row(settlement.pool, settlement.agreement_id, settlement.amount, date)
+            own.setdefault(settlement.party, []).append(row)
     for operator_id, reason, count in store.quarantined(connection, date):
         row = statements.Row("not_settled", date, reason, "", "", "", "", count, 0)
         own.setdefault(operator_id, []).append(row)
@@ -198,20 +233,26 @@ def _operator_documents(
     }
 
 
-def _seal(connection: Connection, date: str) -> str:
-    """A hash over the date's lines and postings, so that any change of any row is found."""
+def _seal(connection: Connection, date: str, entries: books.Booking) -> str:
+    """A hash over the date's lines and postings and then its settlements, so that any change of any row is found."""
     total = hashlib.sha256()
     for row in store.hashed_rows(connection, date):
         total.update(hashlib.sha256(row).digest())
-    store.set_head(connection, date, total.hexdigest())
+    for posting in entries.postings:
+        total.update(hashlib.sha256(msgspec.msgpack.encode(list(posting.values()))).digest())
     return total.hexdigest()
 
 
-def _prove(connection: Connection, proof: dict[str, object], date: str) -> None:
+def _prove(connection: Connection, proof: dict[str, object], entries: books.Booking, date: str) -> None:
     """Money in equals money out, or nothing is published."""
     left = store.account_balances(connection, date, "fares:")
-    if left:
-        raise BooksError(f"fares accounts of {date} are not zero after the close: {left}")
+    for posting in entries.postings:
+        for account, sign in ((str(posting["debit"]), 1), (str(posting["credit"]), -1)):
+            if account.startswith("fares:"):
+                left[account] = left.get(account, 0) + sign * int(str(posting["amount"]))
+    not_zero = {account: amount for account, amount in left.items() if amount}
+    if not_zero:
+        raise BooksError(f"fares accounts of {date} would not be zero after the close: {not_zero}")
     if proof["debits"] != proof["credits"]:
         raise BooksError(f"debits {proof['debits']} and credits {proof['credits']} of {date} differ")
     paid_in = sum(int(str(proof[name])) for name in ("charged", "borne", "products"))

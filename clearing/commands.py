@@ -77,7 +77,7 @@ def parse_date(text: str) -> str:
 
 
 def clear_date(opened: Opened, service_date: str) -> list[Closed]:
-    """Let time pass to the end of the date, then close it and every open date before it, each in one transaction."""
+    """Let time pass to the end of the date, then close it and every open date before it."""
     ends_at = end_of(opened.tariff, service_date)
     application = Application(opened.tariff, opened.server_key)
     with opened.database.read() as connection:
@@ -87,8 +87,7 @@ def clear_date(opened: Opened, service_date: str) -> list[Closed]:
             if not application.advance(connection, ends_at):
                 break
     agreements = agreements_of(opened.tariff, opened.tariff_folder)
-    with opened.database.write() as connection:
-        return close_through(connection, agreements, service_date, lambda on: end_of(opened.tariff, on))
+    return close_through(opened.database, agreements, service_date, lambda on: end_of(opened.tariff, on))
 
 
 def end_of(tariff: CompiledTariff, service_date: str) -> int:

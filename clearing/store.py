@@ -96,6 +96,19 @@ def is_closed(connection: Connection, accounting_date: str) -> bool:
     return closed is not None and accounting_date <= closed
 
 
+def unpublished(connection: Connection) -> list[str]:
+    """Dates that are frozen and not yet published, oldest first."""
+    rows = connection.execute(select(closes.c.accounting_date).where(closes.c.head.is_(None)))
+    return sorted(row.accounting_date for row in rows)
+
+
+def date_before(connection: Connection, accounting_date: str) -> str | None:
+    """The closed date before another one."""
+    statement = select(func.max(closes.c.accounting_date)).where(closes.c.accounting_date < accounting_date)
+    found: str | None = connection.execute(statement).scalar_one()
+    return found
+
+
 def freeze(connection: Connection, accounting_date: str, frozen_at: int) -> None:
     """From now on no booking gets this date."""
     connection.execute(closes.insert(), {"accounting_date": accounting_date, "frozen_at": frozen_at, "head": None})
@@ -149,64 +162,37 @@ class CapShare(msgspec.Struct, frozen=True):
     weights: dict[str, int]
 
 
-def capped_days(connection: Connection, accounting_date: str) -> list[tuple[str, str]]:
-    """(traveller, service date) of every day on which a cap stands and something moved under this accounting date."""
-    moved = (
-        select(lines.c.traveller_id, lines.c.service_date)
-        .where(lines.c.accounting_date == accounting_date, lines.c.kind.in_(CHARGED))
-        .distinct()
-        .subquery()
-    )
-    statement = (
-        select(lines.c.traveller_id, lines.c.service_date)
-        .join(
-            moved,
-            (moved.c.traveller_id == lines.c.traveller_id) & (moved.c.service_date == lines.c.service_date),
-        )
-        .where(lines.c.kind == "cap", lines.c.accounting_date <= accounting_date)
-        .distinct()
-    )
-    return sorted((row.traveller_id, row.service_date) for row in connection.execute(statement))
+def moved_dates(connection: Connection, accounting_date: str) -> list[str]:
+    """The service dates of what moved under an accounting date."""
+    rows = connection.execute(select(lines.c.service_date).where(lines.c.accounting_date == accounting_date).distinct())
+    return sorted(row.service_date for row in rows)
 
 
-def cap_shares(connection: Connection, days: list[tuple[str, str]], through: str | None) -> list[CapShare]:
-    """Those days' caps and weights as booked up to an accounting date (None: nothing was booked yet)."""
-    if through is None or not days:
+def cap_shares(connection: Connection, dates: list[str], through: str | None) -> list[CapShare]:
+    """Every capped traveller's day of some service dates, as booked up to an accounting date (None: nothing was yet).
+
+    A day that did not move is the same at both ends of a difference, so it does no harm that it is in it."""
+    if through is None or not dates:
         return []
-    wanted = set(days)
-    dates = sorted({service_date for _, service_date in days})
+    booked = lines.c.accounting_date.between(dates[0], through) & lines.c.service_date.in_(dates)
+    capped = select(lines.c.traveller_id).where(booked, lines.c.kind == "cap").distinct()
+    columns = (
+        lines.c.traveller_id,
+        lines.c.service_date,
+        lines.c.kind,
+        lines.c.rule_id,
+        lines.c.bearer,
+        lines.c.operator_id,
+    )
     rows = connection.execute(
-        select(
-            lines.c.traveller_id,
-            lines.c.service_date,
-            lines.c.kind,
-            lines.c.rule_id,
-            lines.c.bearer,
-            lines.c.operator_id,
-            func.sum(lines.c.amount).label("amount"),
-            func.sum(lines.c.funded).label("funded"),
-        )
-        .where(
-            lines.c.accounting_date <= through,
-            lines.c.service_date.in_(dates),
-            lines.c.kind.in_(CHARGED),
-            lines.c.kind != "companions",
-        )
-        .group_by(
-            lines.c.traveller_id,
-            lines.c.service_date,
-            lines.c.kind,
-            lines.c.rule_id,
-            lines.c.bearer,
-            lines.c.operator_id,
-        )
+        select(*columns, func.sum(lines.c.amount).label("amount"), func.sum(lines.c.funded).label("funded"))
+        .where(booked, lines.c.traveller_id.in_(capped), lines.c.kind.in_(CHARGED), lines.c.kind != "companions")
+        .group_by(*columns)
     )
     weights: dict[tuple[str, str], dict[str, int]] = {}
     caps: dict[tuple[str, str, str, str], tuple[int, int]] = {}
     for row in rows:
         day = (row.traveller_id, row.service_date)
-        if day not in wanted:
-            continue
         if row.kind == "cap":
             key = (row.rule_id, row.bearer, *day)
             before = caps.get(key, (0, 0))
@@ -221,16 +207,6 @@ def cap_shares(connection: Connection, days: list[tuple[str, str]], through: str
     ]
 
 
-def product_days(connection: Connection, accounting_date: str) -> list[tuple[str, str]]:
-    """(product, service date) for which something was released or used under this accounting date."""
-    statement = (
-        select(lines.c.bearer, lines.c.service_date)
-        .where(lines.c.accounting_date == accounting_date, lines.c.kind.in_(("release", "expiry", "product")))
-        .distinct()
-    )
-    return sorted((row.bearer.partition(":")[2], row.service_date) for row in connection.execute(statement))
-
-
 class ProductShare(msgspec.Struct, frozen=True):
     """What a product released for one service date, and the list fares it covered that day by operator."""
 
@@ -241,34 +217,24 @@ class ProductShare(msgspec.Struct, frozen=True):
     weights: dict[str, int]
 
 
-def product_shares(connection: Connection, days: list[tuple[str, str]], through: str | None) -> list[ProductShare]:
-    """Those products and days as booked up to an accounting date (None: nothing was booked yet)."""
-    if through is None or not days:
+def product_shares(connection: Connection, dates: list[str], through: str | None) -> list[ProductShare]:
+    """Every product and day of some service dates, as booked up to an accounting date (None: nothing was yet)."""
+    if through is None or not dates:
         return []
-    wanted = set(days)
-    dates = sorted({service_date for _, service_date in days})
+    columns = (lines.c.bearer, lines.c.service_date, lines.c.kind, lines.c.operator_id)
     rows = connection.execute(
-        select(
-            lines.c.bearer,
-            lines.c.service_date,
-            lines.c.kind,
-            lines.c.operator_id,
-            func.sum(lines.c.amount).label("amount"),
-            func.sum(lines.c.funded).label("funded"),
-        )
+        select(*columns, func.sum(lines.c.amount).label("amount"), func.sum(lines.c.funded).label("funded"))
         .where(
-            lines.c.accounting_date <= through,
+            lines.c.accounting_date.between(dates[0], through),
             lines.c.service_date.in_(dates),
             lines.c.kind.in_(("release", "expiry", "product")),
         )
-        .group_by(lines.c.bearer, lines.c.service_date, lines.c.kind, lines.c.operator_id)
+        .group_by(*columns)
     )
     weights: dict[tuple[str, str], dict[str, int]] = {}
     released: dict[tuple[str, str, str], int] = {}
     for row in rows:
         day = (row.bearer.partition(":")[2], row.service_date)
-        if day not in wanted:
-            continue
         if row.kind == "product":
             found = weights.setdefault(day, {})
             found[row.operator_id] = found.get(row.operator_id, 0) - int(row.amount)
@@ -282,9 +248,10 @@ def product_shares(connection: Connection, days: list[tuple[str, str]], through:
     ]
 
 
-def load_pool(connection: Connection, pool: str) -> PoolState:
-    """A pool's state at its latest closing."""
-    latest = select(func.max(pool_shares.c.accounting_date)).where(pool_shares.c.pool == pool).scalar_subquery()
+def load_pool(connection: Connection, pool: str, before: str) -> PoolState:
+    """A pool's state at its latest closing before a date."""
+    earlier = (pool_shares.c.pool == pool) & (pool_shares.c.accounting_date < before)
+    latest = select(func.max(pool_shares.c.accounting_date)).where(earlier).scalar_subquery()
     rows = connection.execute(
         select(pool_shares).where(pool_shares.c.pool == pool, pool_shares.c.accounting_date == latest)
     ).all()
@@ -309,10 +276,10 @@ def save_pool(connection: Connection, accounting_date: str, pool: str, state: Po
         connection.execute(pool_shares.insert(), rows)
 
 
-def add_settlements(connection: Connection, rows: Iterable[tuple[str, str, str, str, int]]) -> None:
-    """(accounting date, pool, agreement, party, amount)."""
-    names = ("accounting_date", "pool", "agreement_id", "party", "amount")
-    found = [dict(zip(names, row, strict=True)) for row in rows]
+def add_settlements(connection: Connection, accounting_date: str, rows: Iterable[tuple[str, str, str, int]]) -> None:
+    """(pool, agreement, party, amount) of a closing."""
+    names = ("pool", "agreement_id", "party", "amount")
+    found = [{"accounting_date": accounting_date, **dict(zip(names, row, strict=True))} for row in rows]
     if found:
         connection.execute(settlements.insert(), found)
 

@@ -122,14 +122,16 @@ class Application:
                     change.facts.append(fact)
             else:
                 answers[event.tap_id] = TapAnswer(sequence=event.sequence, result="ACCEPTED")
-        folded = self._change(connection, changes, now)
+        folded, changed = self._change(connection, changes, now)
         answers.update(_quarantine_rejected(connection, rejected, self.tariff, now))
-        balances = travellers.find_accounts(connection, {token.account_id for token in known.values()}) if owner else {}
         for fact_id, traveller_id in owner.items():
             if fact_id not in answers:
                 token = known[self._token_id(in_group[fact_id])]
-                account = balances.get(token.account_id)
-                answers[fact_id] = self._answer(in_group[fact_id], folded.get(traveller_id), account)
+                account = accounts.get(token.account_id)
+                balance = account.balance + changed.get(token.account_id, 0) if account is not None else None
+                if token.account_id.startswith(COLLECTOR):
+                    balance = None
+                answers[fact_id] = self._answer(in_group[fact_id], folded.get(traveller_id), balance)
         return answers
 
     def _tokens(self, connection: Connection, taps: Sequence[ReceivedTap]) -> dict[str, Token]:
@@ -271,10 +273,13 @@ class Application:
 
     # ---- one traveller
 
-    def _change(self, connection: Connection, changes: dict[str, _Change], now: int, booked_for: str = "") -> dict[str, Folded]:
-        """Add to travellers' records, refold them, and book the difference. A fold that failed has no entry."""
+    def _change(
+        self, connection: Connection, changes: dict[str, _Change], now: int, booked_for: str = ""
+    ) -> tuple[dict[str, Folded], dict[str, int]]:
+        """Add to travellers' records, refold them, and book the difference: the folds (none for one that failed), and by how
+        much accounts' balances changed."""
         if not changes:
-            return {}
+            return {}, {}
         rows = travellers.get_travellers(connection, changes.keys())
         entries = books.Booking(books.last_closed(connection))
         folded: dict[str, Folded] = {}
@@ -291,7 +296,7 @@ class Application:
         entries.write(connection)
         travellers.save_travellers(connection, rows.values())
         travellers.change_balances(connection, entries.balance_changes)
-        return folded
+        return folded, entries.balance_changes
 
     def _refold(self, traveller: Traveller, change: _Change, now: int) -> tuple[Folded, list[booking.Movement]] | None:
         untouched = booking.encode(traveller.record)
@@ -309,9 +314,8 @@ class Application:
         traveller.dirty_since = traveller.dirty_reason = None
         return folded, movements
 
-    def _answer(self, event: TapEvent, folded: Folded | None, account: Account | None) -> TapAnswer:
+    def _answer(self, event: TapEvent, folded: Folded | None, balance: int | None) -> TapAnswer:
         """The answer to an admitted tap: its leg so far, its caps, the balance."""
-        balance = account.balance if account is not None and not account.account_id.startswith(COLLECTOR) else None
         if folded is None:
             return TapAnswer(sequence=event.sequence, result="ACCEPTED", decision="admitted", balance=balance, provisional=True)
         leg = _leg_of(folded, event.tap_id)

@@ -72,7 +72,9 @@ def order_key(fact: Fact) -> tuple[int, str, str, int]:
 def in_order(facts: Iterable[Fact]) -> list[Tap | Purchase]:
     """The facts that act, each once, in their order; a tap that an OUTCOME record cancels does not act."""
     once = {fact.fact_id: fact for fact in facts}
-    cancelled = {fact.tap_id for fact in once.values() if isinstance(fact, Cancellation)}
-    acting = [f for f in once.values() if not isinstance(f, Cancellation) and f.fact_id not in cancelled]
+    cancelled = [fact.tap_id for fact in once.values() if isinstance(fact, Cancellation)]
+    for tap_id in cancelled:
+        once.pop(tap_id, None)
+    acting = [fact for fact in once.values() if not isinstance(fact, Cancellation)]
     acting.sort(key=order_key)
     return acting

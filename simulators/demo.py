@@ -39,7 +39,7 @@ from simulators import harm, seeding
 from simulators.city import City, build_city
 from simulators.control import control_key
 from simulators.fleet import Fleet, FleetReport, waves
-from simulators.riders import Day, Presentation, Rider
+from simulators.riders import HOUR, Day, Presentation, Rider
 from simulators.troubles import Outage, Troubles, plan
 
 DAY = "2026-03-02"
@@ -170,7 +170,7 @@ def play(data: Path, server: Server, count: int, seed: int, console: Console) ->
     opened = open_store(data)
     zone = opened.tariff.zone
     midnight = day_starts_at(to_day(date.fromisoformat(DAY)), zone, 0)
-    server.set_clock(midnight + 3 * 3_600_000)
+    server.set_clock(midnight + 3 * HOUR)
     city = build_city(opened.tariff, opened.tariff_folder, midnight + 43_200_000, Random(f"city/{seed}"))
     riders = list(Day(city, midnight, seed).riders(count))
     troubles = plan(city, riders, midnight, seed)
@@ -198,7 +198,7 @@ async def _play(
         task = progress.add_task("taps", total=len(presentations), clock="03:00")
         async with fleet:
             index = 0
-            for step in range(midnight + 3 * 3_600_000, last + STEP_MS, STEP_MS):
+            for step in range(midnight + 3 * HOUR, last + STEP_MS, STEP_MS):
                 until = step + STEP_MS
                 for what in await asyncio.to_thread(server.set_clock, until):
                     _break(what, fleet, step)
@@ -212,6 +212,8 @@ async def _play(
                     await fleet.present(wave)
                 await fleet.forward(until)
                 progress.update(task, completed=index, clock=_wall_clock(until - midnight))
+                if not console.is_terminal and (until - midnight) % HOUR == 0:
+                    console.print(f"{_wall_clock(until - midnight)} {index:,} of {len(presentations):,} taps")
             await fleet.drain(last + STEP_MS)
             fleet.count()
 
@@ -249,6 +251,7 @@ def _progress(console: Console) -> Progress:
         TextColumn("taps"),
         TimeElapsedColumn(),
         console=console,
+        disable=not console.is_terminal,
     )
 
 

@@ -24,7 +24,7 @@ from validators.terminal import Asking, Decided, Presented, Sending, TapResult, 
 from validators.uplink import CONTENT_TYPE, TAPS_PATH, Answer, Backoff, Reply, Unreachable, read_reply
 
 DELAY_MS = 40
-CONNECTIONS = 16
+CONNECTIONS = 48
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from simulators.city import City
 from simulators.riders import Rider
 
 CHUNK = 5_000
+SALES = 200
 
 
 def seed_equipment(database: Database, city: City, seed: int, at: int) -> None:
@@ -57,9 +58,9 @@ def seed_riders(database: Database, riders: list[Rider], server_key: bytes, seed
 def sell_products(database: Database, application: Application, riders: Iterable[Rider]) -> int:
     """Book the passes that riders buy before their day; how many."""
     bought = [(rider, purchase) for rider in riders for purchase in rider.purchases if rider.card is not None]
-    for start in range(0, len(bought), CHUNK):
+    for start in range(0, len(bought), SALES):
         with database.write() as connection:
-            for number, (rider, purchase) in enumerate(bought[start : start + CHUNK], start=start):
+            for number, (rider, purchase) in enumerate(bought[start : start + SALES], start=start):
                 fact = Purchase(
                     f"shop/{rider.rider_id}/{number}",
                     purchase.at,

@@ -283,11 +283,9 @@ def deeds(day: str, zone: str = "+07:00") -> list[Deed]:
             on = words.pop(0)
         clock, action, what, *rest = words
         named = dict(word.split("=") for word in rest if "=" in word)
-        plain = [word for word in rest if "=" not in word]
-        persons = [word for word in plain if word[0] == "x" and word[1:].isdigit()]
-        media, category = [*(word for word in plain if word not in persons), *("emv", "adult")][:2] if plain else ("emv", "adult")
-        if len([word for word in plain if word not in persons]) == 1:
-            category = "adult"
+        plain = [word for word in rest if "=" not in word and word[0] != "x"]
+        persons = [int(word[1:]) for word in rest if word[0] == "x"]
+        media, category = [*plain, "emv", "adult"][:1] + [*plain[1:], "adult"][:1]
         at = parse_instant(f"{on}T{clock if clock.count(':') == 2 else clock + ':00'}{zone}")
         found.append(
             Deed(
@@ -297,7 +295,7 @@ def deeds(day: str, zone: str = "+07:00") -> list[Deed]:
                 what,
                 media,
                 category,
-                int(persons[0][1:]) if persons else 1,
+                persons[0] if persons else 1,
                 named.get("card", "card"),
                 named.get("by"),
             )

@@ -18,10 +18,10 @@ LONGEST_RIDE_MS = 24 * 3_600_000
 
 
 def join(fold: Fold, leg: Leg, terms: Terms) -> None:
-    """Join the leg, just completed, to the latest earlier leg that it fits, and offer it to later ones."""
-    if not leg.net or leg.entry_at is None:
-        return
+    """Join the leg, just completed and not free, to the latest earlier leg that it fits, and offer it to later ones."""
     state = fold.state
+    if not state.joinable and not terms.joins:
+        return
     transfers = 0
     for first in reversed(state.joinable):
         rule = _fitting(fold, first, leg)
@@ -72,14 +72,19 @@ def _adjust(fold: Fold, first: Leg, second: Leg, join: Join) -> None:
 def _offer(fold: Fold, leg: Leg, terms: Terms, transfers: int) -> None:
     """Keep the leg while it may be the first of a group, and forget those whose windows have closed."""
     state = fold.state
-    now = _ended(leg)
-    for old in [old for old in state.joinable if not _still_joinable(fold, old, now)]:
-        state.joinable.remove(old)
-        state.transfers.pop(old.leg_id, None)
+    if state.joinable:
+        _forget_closed(fold, _ended(leg))
     if any(transfers < join.rule.max_transfers for join in terms.joins):
         state.joinable.append(leg)
         if transfers:
             state.transfers[leg.leg_id] = transfers
+
+
+def _forget_closed(fold: Fold, now: int) -> None:
+    state = fold.state
+    for old in [old for old in state.joinable if not _still_joinable(fold, old, now)]:
+        state.joinable.remove(old)
+        state.transfers.pop(old.leg_id, None)
 
 
 def _still_joinable(fold: Fold, leg: Leg, now: int) -> bool:

@@ -69,10 +69,10 @@ def settle(fold: Fold, leg: Leg, price: LegPrice | None, terms: Terms, *, joins:
         amount = price.amount * (leg.persons - 1)
         fold.add_line(leg, "companions", price.rule_id, amount)
     leg.net = price.amount
-    if leg.net and not products.cover(fold, leg, terms):
+    if leg.net and not (fold.state.lots and products.cover(fold, leg)):
         for discount in terms.discounts:
             _take_discount(fold, leg, discount)
-    if joins:
+    if joins and leg.net:
         groups.join(fold, leg, terms)
     if capped and leg.net:
         periods.count(fold, leg, leg.net, terms)
@@ -126,7 +126,7 @@ def _hold(fold: Fold, leg: Leg, version: CompiledVersion, terms: Terms) -> None:
     price = version.extreme_price(
         "highest_fare", leg.network_id, leg.from_stop_id, "from", leg.media, leg.rider_category, leg.entry_at
     )
-    if price is None or products.find_lot(fold, leg, price.amount, terms) is not None:
+    if price is None or (fold.state.lots and products.find_lot(fold, leg, price.amount) is not None):
         return
     amount = price.amount
     for discount in terms.discounts:

@@ -13,7 +13,6 @@ from fare_engine.money import whole_parts
 from fare_engine.pricing.lines import Leg, Line, LineKind, Sale
 from fare_engine.pricing.state import NEVER, Lot
 from fare_engine.service_day import day_starts_at, to_date, to_day
-from fare_engine.tariff.compile import Terms
 from fare_engine.tariff.model import Product
 
 if TYPE_CHECKING:
@@ -45,9 +44,9 @@ def take_purchase(fold: Fold, purchase: Purchase) -> None:
     fold.reckon_next_due()
 
 
-def cover(fold: Fold, leg: Leg, terms: Terms) -> bool:
+def cover(fold: Fold, leg: Leg) -> bool:
     """Pay the leg from a pass or a coupon, if the traveller has one that fits."""
-    lot = find_lot(fold, leg, leg.net, terms)
+    lot = find_lot(fold, leg, leg.net)
     if lot is None:
         return False
     product = product_of(fold, lot)
@@ -64,7 +63,7 @@ def cover(fold: Fold, leg: Leg, terms: Terms) -> bool:
     return True
 
 
-def find_lot(fold: Fold, leg: Leg, list_fare: int, terms: Terms) -> Lot | None:
+def find_lot(fold: Fold, leg: Leg, list_fare: int) -> Lot | None:
     """The lot that pays for a leg of this list fare: passes before books, then the older one."""
     best: Lot | None = None
     for lot in fold.state.lots:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.routing import Route
 
@@ -99,8 +100,8 @@ async def _work(service: Service) -> None:
             with service.database.write() as connection:
                 service.application.advance(connection, now)
                 service.application.retry_dirty(connection, now)
-        except Exception:  # the worker outlives a bad moment of the database; the next turn tries again
-            logger.exception("the worker's turn failed")
+        except OperationalError as error:  # another writer held the database for long; the next turn tries again
+            logger.warning("the worker's turn failed: %s", error.orig)
 
 
 api = APIRouter()

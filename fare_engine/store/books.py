@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import date, timedelta
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, insert, select
 
 from fare_engine import ledger
 from fare_engine.booking import Movement
 from fare_engine.store import schema
 
+_LAST_CLOSED = select(func.max(schema.closes.c.accounting_date))
+_ADD_LINE = insert(schema.lines)
+_ADD_POSTING = insert(schema.postings)
+
 
 def last_closed(connection: Connection) -> str | None:
     """The latest closed accounting date."""
-    latest: str | None = connection.execute(select(func.max(schema.closes.c.accounting_date))).scalar_one()
+    latest: str | None = connection.execute(_LAST_CLOSED).scalar_one()
     return latest
 
 
@@ -88,6 +92,6 @@ class Booking:
     def write(self, connection: Connection) -> None:
         """Add everything to the books. A transaction that is there already is a fault of ours and stops the commit."""
         if self.lines:
-            connection.execute(schema.lines.insert(), self.lines)
+            connection.execute(_ADD_LINE, self.lines)
         if self.postings:
-            connection.execute(schema.postings.insert(), self.postings)
+            connection.execute(_ADD_POSTING, self.postings)

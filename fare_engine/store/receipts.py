@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, bindparam, func, select, tuple_, update
+from sqlalchemy import Connection, bindparam, func, insert, select, tuple_, update
 
 from fare_engine.store import schema
 from fare_engine.tap_format import TapEvent, TapFormatError, reopen_message
@@ -48,17 +48,26 @@ class QuarantinedTap:
     accounting_date: str
 
 
+_streams = schema.streams
+_FIND_STREAMS = (
+    select(_streams.c.device_id, _streams.c.epoch, _streams.c.acknowledged_through, _streams.c.head)
+    .where(tuple_(_streams.c.device_id, _streams.c.epoch).in_(bindparam("keys", expanding=True)))
+    .order_by(_streams.c.device_id, _streams.c.epoch)
+    .with_for_update()
+)
+_BEGIN_STREAM = insert(_streams)
+_ADVANCE_STREAM = (
+    update(_streams)
+    .where(_streams.c.device_id == bindparam("d"), _streams.c.epoch == bindparam("e"))
+    .values(acknowledged_through=bindparam("through"), head=bindparam("new_head"), last_contact=bindparam("at"))
+)
+_ADD_BATCH = insert(schema.batches)
+# Statements of the tap path are built once: building one costs as much as running it.
+
+
 def find_streams(connection: Connection, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], Stream]:
     """The streams of some (device, epoch) pairs that are known, locked in order where the database locks rows."""
-    table = schema.streams
-    columns = (table.c.device_id, table.c.epoch, table.c.acknowledged_through, table.c.head)
-    statement = (
-        select(*columns)
-        .where(tuple_(table.c.device_id, table.c.epoch).in_(bindparam("keys", expanding=True)))
-        .order_by(table.c.device_id, table.c.epoch)
-        .with_for_update()
-    )
-    rows = connection.execute(statement, {"keys": sorted(keys)})
+    rows = connection.execute(_FIND_STREAMS, {"keys": sorted(keys)})
     return {(row.device_id, row.epoch): Stream(*row) for row in rows}
 
 
@@ -66,20 +75,14 @@ def begin_streams(connection: Connection, rows: Iterable[dict[str, object]]) -> 
     """New epochs."""
     found = list(rows)
     if found:
-        connection.execute(schema.streams.insert(), found)
+        connection.execute(_BEGIN_STREAM, found)
 
 
 def advance_streams(connection: Connection, streams: Iterable[Stream], at: int) -> None:
     """Streams are acknowledged further."""
     rows = [{"d": s.device_id, "e": s.epoch, "through": s.acknowledged_through, "new_head": s.head, "at": at} for s in streams]
-    table = schema.streams
     if rows:
-        connection.execute(
-            update(table)
-            .where(table.c.device_id == bindparam("d"), table.c.epoch == bindparam("e"))
-            .values(acknowledged_through=bindparam("through"), head=bindparam("new_head"), last_contact=bindparam("at")),
-            rows,
-        )
+        connection.execute(_ADVANCE_STREAM, rows)
 
 
 def add_batches(connection: Connection, batches: Iterable[StoredBatch]) -> None:
@@ -97,7 +100,7 @@ def add_batches(connection: Connection, batches: Iterable[StoredBatch]) -> None:
         for batch in batches
     ]
     if rows:
-        connection.execute(schema.batches.insert(), rows)
+        connection.execute(_ADD_BATCH, rows)
 
 
 def list_batches(

@@ -27,6 +27,12 @@ class Device:
     revoked_at: int | None
 
 
+_devices = schema.devices
+_FIND_DEVICES = select(_devices.c.device_id, _devices.c.operator_id, _devices.c.public_key, _devices.c.revoked_at).where(
+    _devices.c.device_id.in_(bindparam("ids", expanding=True))
+)
+
+
 def enrol_devices(connection: Connection, devices: Iterable[Device], at: int) -> None:
     """Take new devices in; one that is known already is an error of the caller."""
     rows = [
@@ -65,13 +71,7 @@ def find_device(connection: Connection, device_id: str) -> Device | None:
 
 def find_devices(connection: Connection, device_ids: Collection[str]) -> dict[str, Device]:
     """The devices that are known, by id."""
-    table = schema.devices
-    rows = connection.execute(
-        select(table.c.device_id, table.c.operator_id, table.c.public_key, table.c.revoked_at).where(
-            table.c.device_id.in_(bindparam("ids", expanding=True))
-        ),
-        {"ids": sorted(device_ids)},
-    )
+    rows = connection.execute(_FIND_DEVICES, {"ids": sorted(device_ids)})
     return {row.device_id: Device(*row) for row in rows}
 
 

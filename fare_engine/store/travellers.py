@@ -49,6 +49,33 @@ class Traveller:
     dirty_reason: str | None = None
 
 
+_tokens, _accounts, _travellers = schema.tokens, schema.accounts, schema.travellers
+_FIND_TOKENS = select(_tokens.c.token_id, _tokens.c.traveller_id, _tokens.c.account_id, _tokens.c.blocked_at).where(
+    _tokens.c.token_id.in_(bindparam("ids", expanding=True))
+)
+_FIND_ACCOUNTS = (
+    select(_accounts)
+    .where(_accounts.c.account_id.in_(bindparam("ids", expanding=True)))
+    .order_by(_accounts.c.account_id)
+    .with_for_update()
+)
+_GET_TRAVELLERS = (
+    select(_travellers)
+    .where(_travellers.c.traveller_id.in_(bindparam("ids", expanding=True)))
+    .order_by(_travellers.c.traveller_id)
+    .with_for_update()
+)
+_SAVE_TRAVELLER = (
+    update(_travellers)
+    .where(_travellers.c.traveller_id == bindparam("key"))
+    .values({name: bindparam(name) for name in ("record", "next_due", "dirty_since", "dirty_reason")})
+)
+_CHANGE_BALANCE = (
+    update(_accounts).where(_accounts.c.account_id == bindparam("key")).values(balance=_accounts.c.balance + bindparam("change"))
+)
+# Statements of the tap path are built once: building one costs as much as running it.
+
+
 def add_accounts(connection: Connection, accounts: Iterable[Account]) -> None:
     """New accounts."""
     rows = [
@@ -90,13 +117,7 @@ def add_travellers(connection: Connection, travellers: Iterable[Traveller]) -> N
 
 def find_tokens(connection: Connection, token_ids: Collection[str]) -> dict[str, Token]:
     """The tokens that are known."""
-    table = schema.tokens
-    rows = connection.execute(
-        select(table.c.token_id, table.c.traveller_id, table.c.account_id, table.c.blocked_at).where(
-            table.c.token_id.in_(bindparam("ids", expanding=True))
-        ),
-        {"ids": list(token_ids)},
-    )
+    rows = connection.execute(_FIND_TOKENS, {"ids": list(token_ids)})
     return {row.token_id: Token(*row) for row in rows}
 
 
@@ -121,14 +142,7 @@ def list_blocked(connection: Connection) -> list[str]:
 
 def get_travellers(connection: Connection, traveller_ids: Collection[str]) -> dict[str, Traveller]:
     """Some travellers, locked in the order of their ids where the database locks rows."""
-    table = schema.travellers
-    statement = (
-        select(table)
-        .where(table.c.traveller_id.in_(bindparam("ids", expanding=True)))
-        .order_by(table.c.traveller_id)
-        .with_for_update()
-    )
-    return {row.traveller_id: _traveller(row) for row in connection.execute(statement, {"ids": sorted(traveller_ids)})}
+    return {row.traveller_id: _traveller(row) for row in connection.execute(_GET_TRAVELLERS, {"ids": sorted(traveller_ids)})}
 
 
 def list_due(connection: Connection, as_of: int, most: int) -> list[str]:
@@ -155,12 +169,7 @@ def save_travellers(connection: Connection, travellers: Iterable[Traveller]) -> 
     for row in rows:
         del row["traveller_id"], row["account_id"]
     if rows:
-        connection.execute(
-            update(schema.travellers)
-            .where(schema.travellers.c.traveller_id == bindparam("key"))
-            .values({name: bindparam(name) for name in rows[0] if name != "key"}),
-            rows,
-        )
+        connection.execute(_SAVE_TRAVELLER, rows)
 
 
 def all_travellers(connection: Connection) -> Iterable[Traveller]:
@@ -174,14 +183,7 @@ def all_travellers(connection: Connection) -> Iterable[Traveller]:
 
 def find_accounts(connection: Connection, account_ids: Collection[str]) -> dict[str, Account]:
     """Some accounts."""
-    table = schema.accounts
-    rows = connection.execute(
-        select(table)
-        .where(table.c.account_id.in_(bindparam("ids", expanding=True)))
-        .order_by(table.c.account_id)
-        .with_for_update(),
-        {"ids": sorted(account_ids)},
-    )
+    rows = connection.execute(_FIND_ACCOUNTS, {"ids": sorted(account_ids)})
     return {row.account_id: Account(*row) for row in rows}
 
 
@@ -205,12 +207,7 @@ def change_balances(connection: Connection, changes: Mapping[str, int]) -> None:
     """Add to accounts' balances, in the order of their ids."""
     rows = [{"key": account_id, "change": change} for account_id, change in sorted(changes.items()) if change]
     if rows:
-        connection.execute(
-            update(schema.accounts)
-            .where(schema.accounts.c.account_id == bindparam("key"))
-            .values(balance=schema.accounts.c.balance + bindparam("change")),
-            rows,
-        )
+        connection.execute(_CHANGE_BALANCE, rows)
 
 
 def count_travellers(connection: Connection) -> int:

@@ -21,7 +21,6 @@ from fare_engine.tariff.model import (
     FareLegRule,
     JoiningRule,
     Network,
-    Product,
     TapRule,
     Tariff,
     Version,
@@ -79,8 +78,6 @@ class Terms(msgspec.Struct, frozen=True):
     joins: tuple[Join, ...]
     """Rules for which such a leg may be the first."""
     caps: tuple[Cap, ...]
-    products: tuple[Product, ...]
-    """Passes and books that cover such a leg."""
 
 
 class CompiledVersion:
@@ -166,9 +163,6 @@ class CompiledVersion:
             discounts=tuple(_dated(row) for row in file.discounts if for_rider(row) and _on_leg(row, network, route)),
             joins=tuple(_join(row) for row in file.joining_rules if for_rider(row) and network in row.from_networks),
             caps=tuple(row for row in file.caps if for_rider(row) and _any_or_in(row.networks, network)),
-            products=tuple(
-                row for row in file.products if network in row.networks and _any_or_in(row.rider_categories, category)
-            ),
         )
 
     def _areas(self, stop: str | None) -> tuple[str, ...]:

@@ -1,0 +1,141 @@
+"""`make bench`: how fast the parts are, as ratios to a limit measured in the same run. Prints one JSON object.
+
+Absolute figures swing with the machine; ratios hold. The limits: Ed25519 verification for messages, a bare append of a tuple
+for the fold, SHA-256 for the chain."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fare_engine.facts import Tap
+from fare_engine.ids import DeviceId, tap_id
+from fare_engine.pricing.fold import fold
+from fare_engine.service_day import day_starts_at, parse_instant
+from fare_engine.tap_format import Decision, TapEvent, TapKind, encode_tap, genesis_head, header_for, open_message, seal
+from fare_engine.tariff.compile import load_compiled
+from simulators.city import build_city
+from simulators.riders import Day
+
+TARIFF = Path(__file__).resolve().parents[1] / "tariffs" / "hcmc"
+ACTIONS = {TapKind.ENTRY: "entry", TapKind.EXIT: "exit", TapKind.BOARD: "board"}
+
+
+def rate(count: int, work: Callable[[], object], rounds: int = 5) -> int:
+    """The best of some rounds, in units per second."""
+    best = min(_seconds(work) for _ in range(rounds))
+    return int(count / best)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def bench_load() -> dict[str, object]:
+    """Loading, checking and compiling the city."""
+    return {"seconds": round(min(_seconds(lambda: load_compiled(TARIFF)) for _ in range(3)), 3)}
+
+
+def bench_fold() -> dict[str, object]:
+    """The fold with lines over a simulated day's riders, all modes and media, under the proposal."""
+    tariff = load_compiled(TARIFF, ["proposal-2026-03"])
+    midnight = day_starts_at(20_514, tariff.zone, 0)
+    city = build_city(tariff, TARIFF, midnight + 43_200_000, Random("bench"))
+    travellers = []
+    for rider in Day(city, midnight, 7).riders(5_000):
+        taps = [
+            Tap(
+                tap_id(p.device_id, "e", n),
+                p.at,
+                p.device_id,
+                "e",
+                n,
+                ACTIONS[p.kind],
+                "t",
+                p.medium,
+                rider.category,
+                p.stop_id,
+                p.route_id,
+            )
+            for n, p in enumerate(rider.day)
+        ]
+        travellers.append(taps)
+    count = sum(len(taps) for taps in travellers)
+    as_of = midnight + 26 * 3_600_000
+
+    def price_all() -> None:
+        for taps in travellers:
+            fold(tariff, taps, as_of)
+
+    speed = rate(count, price_all)
+    limit = rate(count, lambda: [[(tap.at, tap.fact_id) for tap in taps] for taps in travellers])
+    states = [len(msgspec.msgpack.encode(fold(tariff, taps, as_of).state)) for taps in travellers]
+    return {
+        "taps_per_second": speed,
+        "ratio_to_touching_each_tap": round(speed / limit, 4),
+        "bytes_of_state_per_traveller": sum(states) // len(states),
+    }
+
+
+def bench_messages() -> dict[str, object]:
+    """Opening a message of one tap and of 200, against one Ed25519 verification."""
+    key = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
+    public = key.public_key()
+    signature = key.sign(b"x" * 200)
+    verify = rate(200, lambda: [public.verify(signature, b"x" * 200) for _ in range(200)])
+    found: dict[str, object] = {"ed25519_verify_per_second": verify}
+    for size in (1, 200):
+        message = _message(key, size)
+        speed = rate(100, lambda message=message: [open_message(message, lambda _: public) for _ in range(100)])  # type: ignore[misc]
+        found[f"open_{size}_per_second"] = speed
+        found[f"open_{size}_ratio_to_verify"] = round(speed / verify, 3)
+    chain = b"\x00" * 64
+    found["sha256_per_second"] = rate(10_000, lambda: [hashlib.sha256(chain).digest() for _ in range(10_000)])
+    return found
+
+
+def _message(key: Ed25519PrivateKey, size: int) -> bytes:
+    device, epoch = DeviceId("bench"), b"\x01" * 8
+    at = parse_instant("2026-03-02T07:58:00+07:00")
+    taps = [
+        encode_tap(
+            TapEvent(
+                device_id=device,
+                epoch=epoch,
+                sequence=n + 1,
+                kind=TapKind.BOARD,
+                token=n.to_bytes(16),
+                token_key_version=1,
+                medium="emv",
+                device_time=at + n,
+                decision=Decision.ASKED_ONLINE,
+                deny_list_version=1,
+                tariff_version="proposal-2026-03",
+            )
+        )
+        for n in range(size)
+    ]
+    header = header_for(
+        device_id=device, epoch=epoch, first_sequence=1, previous_head=genesis_head(device, epoch, None), taps=taps, sent_at=at
+    )
+    return seal(key, header, taps)
+
+
+def main() -> None:
+    """Run all, print JSON."""
+    found = {"load": bench_load(), "fold": bench_fold(), "messages": bench_messages()}
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Keeps the last result of the long proofs as JSON: which proofs, how long, and whatever figures they recorded.
+
+A proof records a figure with pytest's `record_property`."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--prove-results", type=Path, default=None, help="write the proofs' results to this file")
+
+
+class Results:
+    """Collects each test's outcome."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[str, dict[str, object]] = {}
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+        outcome = yield
+        report = outcome.get_result()  # type: ignore[attr-defined]
+        if report.when == "call" or report.failed:
+            self.found[item.nodeid] = {
+                "outcome": report.outcome,
+                "seconds": round(report.duration, 1),
+                "figures": dict(report.user_properties),
+            }
+
+    def pytest_sessionfinish(self) -> None:
+        machine = {"python": platform.python_version(), "machine": platform.machine()}
+        text = json.dumps({"machine": machine, "proofs": self.found}, ensure_ascii=False, indent=2, sort_keys=True)
+        self.path.write_text(text + "\n", encoding="utf-8")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--prove-results")
+    if path is not None:
+        config.pluginmanager.register(Results(path), "prove-results")
