@@ -119,11 +119,6 @@ def set_head(connection: Connection, accounting_date: str, head: str) -> None:
     connection.execute(closes.update().where(closes.c.accounting_date == accounting_date).values(head=head))
 
 
-def find_head(connection: Connection, accounting_date: str) -> str | None:
-    """The hash that sealed a date."""
-    return connection.execute(select(closes.c.head).where(closes.c.accounting_date == accounting_date)).scalar()
-
-
 def pool_rows(connection: Connection, accounting_date: str) -> list[PoolRow]:
     """The date's movements, summed by all that a statement distinguishes."""
     is_collector = lines.c.payer.like("collector:%")
@@ -282,16 +277,6 @@ def add_settlements(connection: Connection, accounting_date: str, rows: Iterable
     found = [{"accounting_date": accounting_date, **dict(zip(names, row, strict=True))} for row in rows]
     if found:
         connection.execute(settlements.insert(), found)
-
-
-def list_settlements(connection: Connection, accounting_date: str) -> list[tuple[str, str, str, int]]:
-    """(pool, agreement, party, amount) of a closing."""
-    rows = connection.execute(
-        select(settlements.c.pool, settlements.c.agreement_id, settlements.c.party, settlements.c.amount)
-        .where(settlements.c.accounting_date == accounting_date)
-        .order_by(settlements.c.pool, settlements.c.agreement_id, settlements.c.party)
-    )
-    return [(row.pool, row.agreement_id, row.party, int(row.amount)) for row in rows]
 
 
 def booked_legs(connection: Connection) -> dict[str, dict[str, dict[str, int]]]:

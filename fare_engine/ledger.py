@@ -16,6 +16,8 @@ from fare_engine.errors import BooksError
 from fare_engine.pricing.lines import Line
 
 HOLDS = "holds"
+TOP_UPS = "top-ups"
+"""Money that riders put on their cards, before it reaches the bank."""
 SINGLE = "single"
 
 

@@ -63,7 +63,8 @@ class Receipt:
             for index, item in found.items():
                 if isinstance(item, EnvelopeError):
                     digest = hashlib.sha256(messages[index]).hexdigest()
-                    receipts.add_refused(connection, now, item.cause, item.detail[:500], digest)
+                    evidence = messages[index] if item.cause == "forked_chain" else None
+                    receipts.add_refused(connection, now, item.cause, item.detail[:500], digest, evidence)
         if self.listener is not None:
             self.listener(seen)
         return [found[index] for index in range(len(messages))]

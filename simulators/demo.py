@@ -175,7 +175,7 @@ def play(data: Path, server: Server, count: int, seed: int, console: Console) ->
     riders = list(Day(city, midnight, seed).riders(count))
     troubles = plan(city, riders, midnight, seed)
     seeding.seed_equipment(opened.database, city, seed, midnight)
-    seeding.seed_riders(opened.database, riders, opened.server_key, seed)
+    seeding.seed_riders(opened.database, riders, opened.server_key, seed, DAY)
     application = Application(opened.tariff, opened.server_key)
     sold = seeding.sell_products(opened.database, application, riders)
     console.print(

@@ -8,12 +8,14 @@ from pathlib import Path
 from random import Random
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from sqlalchemy import Connection
 
+from fare_engine import ledger
 from fare_engine.application import Application
 from fare_engine.booking import Entitlement, Record
 from fare_engine.facts import Purchase
 from fare_engine.pricing.state import NEVER
-from fare_engine.store import registry, travellers
+from fare_engine.store import books, registry, travellers
 from fare_engine.store.database import Database
 from fare_engine.store.registry import Device
 from fare_engine.store.travellers import Account, Token, Traveller
@@ -38,14 +40,16 @@ def seed_equipment(database: Database, city: City, seed: int, at: int) -> None:
         )
 
 
-def seed_riders(database: Database, riders: list[Rider], server_key: bytes, seed: int) -> None:
+def seed_riders(database: Database, riders: list[Rider], server_key: bytes, seed: int, service_date: str) -> None:
     """Open an account with a card for every rider who has one."""
     random = Random(f"accounts/{seed}")
     with_card = [rider for rider in riders if rider.card is not None]
     for start in range(0, len(with_card), CHUNK):
         chunk = with_card[start : start + CHUNK]
         with database.write() as connection:
-            travellers.add_accounts(connection, [_account(rider, server_key, seed, random) for rider in chunk])
+            accounts = [_account(rider, server_key, seed, random) for rider in chunk]
+            travellers.add_accounts(connection, accounts)
+            _book_top_ups(connection, accounts, service_date)
             travellers.add_tokens(
                 connection,
                 [Token(stored_token(server_key, rider.card or b""), rider.rider_id, _account_id(rider), None) for rider in chunk],
@@ -122,6 +126,17 @@ def _account(rider: Rider, server_key: bytes, seed: int, random: Random) -> Acco
     balance = random.choice((50_000, 100_000, 200_000)) if rider.prepaid else 0
     kind = "prepaid" if rider.prepaid else "postpaid"
     return Account(_account_id(rider), kind, balance, stored_card_number(server_key, number), number[-4:])
+
+
+def _book_top_ups(connection: Connection, accounts: list[Account], service_date: str) -> None:
+    """What prepaid riders put on their cards that morning."""
+    entries = books.Booking(books.last_closed(connection))
+    for account in accounts:
+        if account.balance:
+            transaction = hashlib.sha256(f"top-up/{account.account_id}".encode()).hexdigest()[:32]
+            posting = ledger.Posting(ledger.TOP_UPS, ledger.rider(account.account_id), account.balance)
+            entries.add_posting(transaction, 0, ledger.Code.TOPPED_UP, posting, service_date, service_date)
+    entries.write(connection)
 
 
 def _record(rider: Rider) -> Record:

@@ -36,7 +36,18 @@ from fare_engine.store import registry, travellers
 from fare_engine.store.database import Database, sqlite_url
 from fare_engine.store.registry import Device
 from fare_engine.store.travellers import Account, Token, Traveller
-from fare_engine.tap_format import Decision, TapEvent, TapKind, encode_tap, genesis_head, header_for, heads_after, seal
+from fare_engine.tap_format import (
+    Decision,
+    Outcome,
+    TapEvent,
+    TapKind,
+    TapPlace,
+    encode_tap,
+    genesis_head,
+    header_for,
+    heads_after,
+    seal,
+)
 from fare_engine.tariff.compile import CompiledTariff, load_compiled
 from fare_engine.tokens import stored_token
 
@@ -389,6 +400,7 @@ def dedent(text: str) -> str:
 # ---- a store of the little city
 
 SERVER_KEY = b"k" * 32
+EPOCH = b"\x01" * 8
 
 
 class Town:
@@ -436,6 +448,27 @@ class Town:
             assert isinstance(outcome, BatchAnswer), outcome
             answers += outcome.answers
         return answers
+
+    def tell(
+        self, device: str, sequence: int, now: str, outcome: Outcome = Outcome.GATE_NOT_OPENED, decision: Decision | None = None
+    ) -> None:
+        """The device tells, at `now`, what came of one of its taps: by default, that it did not let the rider through."""
+        at = _instant(now, "+07:00")
+        before, _ = self.epochs[device]
+        event = TapEvent(
+            device_id=DeviceId(device),
+            epoch=EPOCH,
+            sequence=before + 1,
+            kind=TapKind.OUTCOME,
+            device_time=at,
+            spoken_of=TapPlace(EPOCH, sequence),
+            outcome=outcome,
+            decision=decision,
+            reason="closed" if decision is Decision.REFUSED_ALONE else None,
+        )
+        (accepted,) = self.receipt.accept_group([self._message(device, [event])], at)
+        assert isinstance(accepted, BatchAnswer), accepted
+        assert [answer.result for answer in accepted.answers] == ["ACCEPTED"]
 
     def balance(self, card: str) -> int:
         """What an account holds, or minus what it owes."""
@@ -498,7 +531,7 @@ class Town:
         sequence, _ = self.epochs.get(device, (0, b""))
         return TapEvent(
             device_id=DeviceId(device),
-            epoch=b"\x01" * 8,
+            epoch=EPOCH,
             sequence=sequence + ahead + 1,
             kind={"entry": TapKind.ENTRY, "exit": TapKind.EXIT, "board": TapKind.BOARD}[action],
             token=self._token(deed.card),

@@ -15,6 +15,7 @@ STATUS = {
     "gap": 409,
     "forked_chain": 409,
     "overloaded": 503,
+    "unavailable": 503,
 }
 TITLES = {
     "too_large": "The message is larger than allowed",
@@ -30,6 +31,7 @@ TITLES = {
     "gap": "Taps before this message are missing",
     "forked_chain": "Another story is held of these taps",
     "overloaded": "Too much is waiting; come back later",
+    "unavailable": "The message could not be stored; come back later",
 }
 
 

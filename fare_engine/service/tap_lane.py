@@ -58,7 +58,7 @@ class TapLane:
         self.figures.latencies.append((time.perf_counter_ns() - started) // 1000)
         if isinstance(outcome, EnvelopeError):
             self.figures.refused += 1
-            extra = [(b"retry-after", b"2")] if outcome.cause == "overloaded" else []
+            extra = [(b"retry-after", b"2")] if outcome.cause in ("overloaded", "unavailable") else []
             await _respond(send, status_of(outcome), body_of(outcome), extra, MEDIA_TYPE)
             return
         self.figures.messages += 1
@@ -82,12 +82,9 @@ class TapLane:
             asyncio.get_running_loop().call_soon(self._commit)
         try:
             outcomes = self.receipt.accept_group([message for message, _ in group], self.clock())
-        except Exception as error:  # nothing of the group was committed: say so to each of its senders
+        except Exception:  # nothing of the group was committed: each of its senders keeps its taps and sends them again
             logger.exception("a group of %d messages could not be committed", len(group))
-            for _, future in group:
-                if not future.done():
-                    future.set_exception(error)
-            return
+            outcomes = [EnvelopeError("unavailable", "nothing of this message was taken")] * len(group)
         for (_, future), outcome in zip(group, outcomes, strict=True):
             if not future.done():
                 future.set_result(outcome)

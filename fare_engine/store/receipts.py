@@ -172,11 +172,19 @@ def count_held(connection: Connection, device_id: str, epoch: str) -> int:
     return int(connection.execute(statement).scalar_one())
 
 
-def add_refused(connection: Connection, received_at: int, cause: str, detail: str, message_hash: str) -> None:
-    """A message that was refused whole."""
+def add_refused(
+    connection: Connection, received_at: int, cause: str, detail: str, message_hash: str, evidence: bytes | None
+) -> None:
+    """A message that was refused whole; `evidence` is the message itself where it proves something."""
     connection.execute(
         schema.refused.insert(),
-        {"received_at": received_at, "cause": cause, "detail": detail, "message_hash": message_hash},
+        {
+            "received_at": received_at,
+            "cause": cause,
+            "detail": detail,
+            "message_hash": message_hash,
+            "message": evidence,
+        },
     )
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData()
@@ -81,6 +82,7 @@ refused = Table(  # store.receipts: what was refused whole, for whoever looks af
     Column("cause", String, nullable=False),
     Column("detail", String, nullable=False),
     Column("message_hash", String, nullable=False),
+    Column("message", LargeBinary),  # evidence: kept where the device's own signature holds and the story differs
 )
 
 quarantine = Table(  # store.receipts: taps in good envelopes that cannot be used, each with its reason
@@ -105,7 +107,6 @@ accounts = Table(  # store.travellers: who pays
     Column("balance", BigInteger, nullable=False),  # stored value, or minus what is owed
     Column("card_number_hash", String, unique=True),
     Column("card_label", String),  # the last four digits, for the page's head
-    Column("pin_hash", String),  # set when the rider chose a PIN of their own
 )
 
 tokens = Table(  # store.travellers: dated links token -> traveller -> account
@@ -127,6 +128,12 @@ travellers = Table(  # store.travellers: who rides; the open window's facts, wha
     Column("dirty_since", BigInteger),
     Column("dirty_reason", String),
     Index("travellers_next_due", "next_due"),
+    Index(
+        "travellers_dirty",
+        "dirty_since",
+        sqlite_where=text("dirty_since IS NOT NULL"),
+        postgresql_where=text("dirty_since IS NOT NULL"),
+    ),
 )
 
 lines = Table(  # store.books: every movement of every line

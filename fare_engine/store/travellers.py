@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, select, update
+from sqlalchemy import Connection, Row, bindparam, select, update
 
 from fare_engine.booking import Record, decode, encode
 from fare_engine.store import schema
@@ -34,7 +34,6 @@ class Account:
     balance: int
     card_number_hash: str | None = None
     card_label: str | None = None
-    pin_hash: str | None = None
 
 
 @dataclass(slots=True)
@@ -85,7 +84,6 @@ def add_accounts(connection: Connection, accounts: Iterable[Account]) -> None:
             "balance": account.balance,
             "card_number_hash": account.card_number_hash,
             "card_label": account.card_label,
-            "pin_hash": account.pin_hash,
         }
         for account in accounts
     ]
@@ -131,13 +129,6 @@ def all_tokens(connection: Connection) -> Iterable[Token]:
 def block_token(connection: Connection, token_id: str, at: int) -> None:
     """A lost card: nothing that is tapped with it from now on is let through."""
     connection.execute(update(schema.tokens).where(schema.tokens.c.token_id == token_id).values(blocked_at=at))
-
-
-def list_blocked(connection: Connection) -> list[str]:
-    """The blocked tokens, for the deny list."""
-    table = schema.tokens
-    rows = connection.execute(select(table.c.token_id).where(table.c.blocked_at.is_not(None)).order_by(table.c.token_id))
-    return [row.token_id for row in rows]
 
 
 def get_travellers(connection: Connection, traveller_ids: Collection[str]) -> dict[str, Traveller]:
@@ -208,11 +199,6 @@ def change_balances(connection: Connection, changes: Mapping[str, int]) -> None:
     rows = [{"key": account_id, "change": change} for account_id, change in sorted(changes.items()) if change]
     if rows:
         connection.execute(_CHANGE_BALANCE, rows)
-
-
-def count_travellers(connection: Connection) -> int:
-    """How many travellers there are."""
-    return int(connection.execute(select(func.count()).select_from(schema.travellers)).scalar_one())
 
 
 def _row(traveller: Traveller) -> dict[str, object]:

@@ -272,9 +272,7 @@ def issue(
         travellers.add_tokens(
             connection, [Token(stored_token(server_key, terminal_token(card)), card, card, None) for card in cards]
         )
-        travellers.add_travellers(
-            connection, [Traveller(card, card, Record(entitlements=entitlements), NEVER) for card in cards]
-        )
+        travellers.add_travellers(connection, [Traveller(card, card, Record(entitlements=entitlements), NEVER) for card in cards])
 
 
 def rows(database: Database, statement: str) -> list[tuple[object, ...]]:
@@ -300,7 +298,7 @@ def check_books(database: Database, opening: dict[str, int] | None = None) -> No
         rows(
             database,
             "select account, sum(amount) from (select debit account, amount from postings "
-            "union all select credit, -amount from postings) where account like 'rider:%' or account like 'collector:%' group by 1",
+            "union all select credit, -amount from postings) group by 1",
         )
     )
     balances = dict(rows(database, "select account_id, balance from accounts"))

@@ -53,11 +53,13 @@ def test_a_terminal_loads_no_database_and_no_web_server() -> None:
 
 
 def test_nothing_connects_or_starts_when_a_module_is_imported() -> None:
-    program = (
-        "import sqlite3, socket, threading, motthe\n"
-        "def no(*_, **__): raise SystemExit('connected')\n"
-        "print(threading.active_count())"
-    )
-    guard = "import sqlite3, socket\ndef no(*_, **__): raise SystemExit('connected')\nsqlite3.connect = socket.socket.connect = no\n"
-    done = subprocess.run([sys.executable, "-c", guard + program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    program = """
+import socket, sqlite3, threading
+def no(*_, **__):
+    raise SystemExit("connected")
+sqlite3.connect = socket.socket.connect = no
+import motthe
+print(threading.active_count())
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr

@@ -39,7 +39,9 @@ def booked(found: Line, payer: str = "rider:ana", network: str | None = "bus") -
     ("found", "expected"),
     [
         pytest.param(
-            line("list_fare", 5000, "bus/bus"), [f"rider:ana > fares:{DAY}:rider|bus|single 5000"], id="a fare is owed by the rider"
+            line("list_fare", 5000, "bus/bus"),
+            [f"rider:ana > fares:{DAY}:rider|bus|single 5000"],
+            id="a fare is owed by the rider",
         ),
         pytest.param(
             line("discount", -2000, "student", "CITY", 2000),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -56,7 +57,7 @@ def test_a_negative_amount_is_shared_like_a_positive_one() -> None:
 
 
 def test_shares_without_any_weight_are_refused_with_the_amount() -> None:
-    with pytest.raises(ValueError, match="no weight to share 5 by.*'a': 0"):
+    with pytest.raises(ValueError, match=r"no weight to share 5 by.*'a': 0"):
         apportion(5, {"a": 0})
 
 
@@ -84,7 +85,7 @@ def test_a_per_cent_is_within_half_a_unit(amount: int, percent: int) -> None:
 def test_the_parts_of_a_price_never_fall_and_are_the_price_in_the_end(price: int, parts: int) -> None:
     found = [whole_parts(price, parts, count) for count in range(parts + 1)]
     assert (found[0], found[-1]) == (0, price)
-    steps = {after - before for before, after in zip(found, found[1:], strict=False)}
+    steps = {after - before for before, after in pairwise(found)}
     assert steps <= {price // parts, price // parts + 1}
 
 

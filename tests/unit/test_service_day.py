@@ -117,3 +117,21 @@ def test_instants_show_milliseconds_only_where_there_are_some() -> None:
 def test_a_time_without_its_offset_is_refused() -> None:
     with pytest.raises(ValueError, match="needs its offset"):
         parse_instant("2026-03-02T07:58:00")
+
+
+BY_ELAPSED_TIME = pytest.mark.xfail(strict=True, reason="the start is reckoned as time since midnight, not by the wall clock")
+
+
+@pytest.mark.parametrize(
+    "day",
+    [
+        "2026-03-28",
+        pytest.param("2026-03-29", marks=BY_ELAPSED_TIME),
+        "2026-10-24",
+        pytest.param("2026-10-25", marks=BY_ELAPSED_TIME),
+    ],
+)
+def test_a_service_day_starts_where_it_turns_also_when_clocks_are_changed(day: str) -> None:
+    number, turn = to_day(date.fromisoformat(day)), 4 * 60 * MINUTE_MS
+    begins = day_starts_at(number, BERLIN, turn)
+    assert (service_day(begins - 1, BERLIN, turn), service_day(begins, BERLIN, turn)) == (number - 1, number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from clearing.store import PoolRow
 from tests.builders import NETWORK
 
 DAY = "2026-03-03"
+LINE_BREAK = pytest.param("\rx", marks=pytest.mark.xfail(strict=True, reason="a carriage return is written without quotes"))
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ def test_an_operator_s_rows_tell_who_paid_and_for_which_day(agreements: Agreemen
         ("legs", DAY, "discount", "riders", 1, -2000),
         ("legs", DAY, "list_fare", "cash", 1, 5000),
         ("legs", DAY, "list_fare", "riders", 3, 15_000),
-    ] or [row.section for row in found["BUSCO"]] == []
+    ]
 
 
 def test_what_was_booked_and_reversed_under_one_date_is_no_row(agreements: Agreements) -> None:
@@ -86,7 +89,9 @@ def test_a_statement_s_rows_sum_to_settled_and_less_the_cash_to_net() -> None:
         Row("not_settled", DAY, "unknown_token", "", "", "", "", 3, 0),
         Row("legs", DAY, "list_fare", "bus", "bus/bus", "cash", "own-legs", 2, 10_000),
     ]
-    assert operator_csv("BUSCO", DAY, "1", rows, 4000).decode() == f"""\
+    assert (
+        operator_csv("BUSCO", DAY, "1", rows, 4000).decode()
+        == f"""\
 section,service_date,what,network_id,rule_id,paid_by,agreement_id,count,amount
 statement,{DAY},BUSCO,,,,1,,
 legs,{DAY},list_fare,bus,bus/bus,cash,own-legs,2,10000
@@ -96,6 +101,7 @@ total,{DAY},settled,,,,,,9000
 total,{DAY},cash_held,,,,,,-4000
 total,{DAY},net,,,,,,5000
 """
+    )
 
 
 def test_the_order_in_which_rows_are_found_does_not_show() -> None:
@@ -103,11 +109,12 @@ def test_the_order_in_which_rows_are_found_does_not_show() -> None:
     assert operator_csv("BUSCO", DAY, "1", rows, 0) == operator_csv("BUSCO", DAY, "1", rows[::-1], 0)
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@cell", "\tx", "\rx"])
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@cell", "\tx", LINE_BREAK])
 def test_no_cell_is_a_spreadsheet_s_formula(text: str) -> None:
     row = Row("legs", DAY, "list_fare", "bus", text, text, "own-legs", 1, 1)
     assert harmless(text) == f"'{text}"
-    assert f",'{text[0]}" in operator_csv("BUSCO", DAY, "1", [row], 0).decode() or '"' in text or text[0] == "\r"
+    cells = list(csv.DictReader(io.StringIO(operator_csv("BUSCO", DAY, "1", [row], 0).decode(), newline="")))[1]
+    assert [cells["rule_id"], cells["paid_by"]] == [f"'{text}"] * 2
     assert harmless("bus/bus") == "bus/bus"
 
 
