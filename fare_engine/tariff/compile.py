@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -27,6 +27,7 @@ from fare_engine.tariff.model import (
 )
 
 FOREVER = 10**9
+REMEMBERED = 100_000
 End: TypeAlias = Literal["from", "to"]
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -115,6 +116,7 @@ class CompiledVersion:
         """What holds for such a leg; None where the version says nothing of the network."""
         key = (network, route, media, category)
         if key not in self._terms:
+            _make_room(self._terms)
             self._terms[key] = self._find_terms(*key)
         return self._terms[key]
 
@@ -133,6 +135,7 @@ class CompiledVersion:
         moment = self._timeframe_groups(times[0]), self._timeframe_groups(times[1])
         key = (network, from_stop, to_stop, media, category, moment)
         if key not in self._prices:
+            _make_room(self._prices)
             self._prices[key] = self._find_price(network, self._areas(from_stop), self._areas(to_stop), media, category, moment)
         return self._prices[key]
 
@@ -144,6 +147,7 @@ class CompiledVersion:
         moment = self._timeframe_groups(at)
         key = (which, network, stop, end, media, category, moment)
         if key not in self._extremes:
+            _make_room(self._extremes)
             self._extremes[key] = self._find_extreme(which, network, stop, end, media, category, (moment, moment))
         return self._extremes[key]
 
@@ -288,8 +292,7 @@ class CompiledTariff:
         """The version in force at an instant, by its own service day; None before the first."""
         minute = at // MINUTE_MS
         if minute not in self._by_minute:
-            if len(self._by_minute) >= 100_000:
-                self._by_minute.clear()
+            _make_room(self._by_minute)
             self._by_minute[minute] = self._find_version(at)
         return self._by_minute[minute]
 
@@ -309,6 +312,7 @@ class CompiledTariff:
         """The network tapped on: its route's, or the one network whose routes call at the stop. None: not to be told."""
         key = (route, stop)
         if key not in self._network_of:
+            _make_room(self._network_of)
             self._network_of[key] = self._find_network(route, stop)
         return self._network_of[key]
 
@@ -316,6 +320,7 @@ class CompiledTariff:
         """The agency owed where the tap does not say who ran the vehicle."""
         key = (route, stop)
         if key not in self._operator_of:
+            _make_room(self._operator_of)
             self._operator_of[key] = self._find_operator(route, stop)
         return self._operator_of[key]
 
@@ -339,6 +344,12 @@ def load_compiled(folder: Path, adopt: Collection[str] = ()) -> CompiledTariff:
 
 
 _NO_GROUPS: frozenset[str] = frozenset()
+
+
+def _make_room(remembered: dict[Any, Any]) -> None:
+    """Answers are remembered up to a limit, so that odd input cannot fill the memory."""
+    if len(remembered) >= REMEMBERED:
+        remembered.clear()
 
 
 def _amount(price: LegPrice) -> int:

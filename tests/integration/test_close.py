@@ -183,6 +183,13 @@ def test_a_cap_that_the_city_bears_costs_the_operators_nothing(tmp_path: Path) -
     assert positions(documents)["CITY"] == -3000
 
 
+def test_companions_on_a_tap_do_not_weigh_when_a_cap_is_shared(tmp_path: Path) -> None:
+    found = town(tmp_path, CAP)
+    found.take("07:00 board 10 card=ana x3\n08:00 board 11 card=ana\n09:00 board 11 card=ana")
+    # the cap takes 3,000 off, shared by 5,000 to 10,000
+    assert settled(found.close(TUESDAY)) == {"BUSCO": 15_000 - 1000, "COOP": 10_000 - 2000}
+
+
 def test_a_tap_that_cannot_be_used_is_named_in_its_operator_s_statement(tmp_path: Path) -> None:
     found = town(tmp_path)
     answers = found.take("07:00 board 10 card=nobody\n07:01 board 10 card=ana\n07:02 board 10 coin card=ana")
@@ -287,7 +294,9 @@ def test_a_ride_that_turns_out_to_be_none_is_given_back_at_the_next_close(tmp_pa
     first = settled(found.close(TUESDAY))
     assert sum(first.values()) == 12_000
     found.tell("dev-COOP", 1, "2026-03-04 08:00")
-    second = settled(found.close(WEDNESDAY))
+    documents = found.close(WEDNESDAY)
+    assert lines_of(documents["COOP.csv"], "late") == [f"late {TUESDAY} list_fare bus bus/bus riders own-legs -1 -5000"]
+    second = settled(documents)
     assert {name: first[name] + second[name] for name in first} == {"BUSCO": 10_000, "COOP": 0}
     assert found.balance("ana") == -10_000
     assert found.audit(WEDNESDAY).differences == ()

@@ -135,6 +135,16 @@ def test_another_story_of_what_is_held_is_a_fork_however_it_is_told(desk: Desk, 
     assert desk.rows("select cause from refused_messages") == [("forked_chain",)]
 
 
+def test_a_short_repeat_that_tells_another_story_of_the_middle_is_a_fork(desk: Desk) -> None:
+    bus, other = Stream("bus-1"), Stream("bus-1")
+    for minute in range(4):
+        bus.board(f"08:0{minute}")
+    desk.taken(bus.new())
+    other.taps = [bus.taps[0], bus.taps[2], *bus.taps[2:]]
+    assert desk.refused(other.message(1, 2)).cause == "forked_chain"
+    assert desk.taken(bus.message(1, 2)).acknowledged_through == 4
+
+
 def test_of_two_stories_in_one_group_the_first_is_held_and_the_second_is_a_fork(desk: Desk) -> None:
     one, other = Stream("bus-1"), Stream("bus-1")
     one.board("08:00", "anna")

@@ -408,6 +408,13 @@ def test_max_transfers_bounds_the_chain(tmp_path: Path, transfers: int, expected
     assert costs(priced(little_tariff(tmp_path, rule), day)) == expected
 
 
+def test_each_rule_bounds_the_chain_by_its_own_number_of_transfers(tmp_path: Path) -> None:
+    buses = BUS_THEN_METRO.replace("joint", "buses").replace('to_networks = ["metro"]', 'to_networks = ["bus"]')
+    tariff = little_tariff(tmp_path, buses + "max_transfers = 3\n", BUS_THEN_METRO)
+    day = "07:00 board 10\n07:10 board 10\n07:20 enter A\n07:40 leave C"
+    assert costs(priced(tariff, day)) == ["complete 4000", "complete 3000", "complete 9000"]
+
+
 def test_a_leg_with_a_missing_tap_joins_no_group(tmp_path: Path) -> None:
     found = priced(little_tariff(tmp_path, BUS_THEN_METRO), "07:00 board 10\n07:20 enter A\n07:50 enter A")
     assert costs(found) == ["complete 5000", "missing_exit 9000", "open 0"]

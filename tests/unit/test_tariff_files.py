@@ -178,13 +178,16 @@ bus,,,5000,VND
 bus,student,cash,1000,VND
 bus,student,,2000,VND
 bus,,cash,3000,VND
+boat,,,15000,VND
+boat,,cash,14000,VND
+boat,student,,13000,VND
 short,,,1,VND
 long,,,1,VND
-boat,,,1,VND
 """
     folder = write_city(tmp_path, files={"now/fare_products.txt": products})
     day = "07:00 board 10 cash student\n08:00 board 10 emv student\n09:00 board 10 cash\n10:00 board 10"
     assert ride(folder, day) == ["complete 1000", "complete 2000", "complete 3000", "complete 5000"]
+    assert ride(folder, "07:00 board F cash student") == ["complete 13000"]  # the category's before the medium's
 
 
 def test_a_finer_medium_finds_the_row_of_its_first_part(tmp_path: Path) -> None:
