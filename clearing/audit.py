@@ -108,10 +108,11 @@ def _recorded_taps(
     owner_of_tap: dict[str, str] = {}
     refused: dict[str, RecordedTap] = {}
     outcomes: list[TapEvent] = []
+    released = receipts.list_released(connection)
     count = 0
     for event, decided in _events(receipts.all_batches(connection)):
         count += 1
-        if event is None or decided.result == "QUARANTINED":
+        if event is None or (decided.result == "QUARANTINED" and event.tap_id not in released):
             continue
         if event.kind is TapKind.OUTCOME:
             outcomes.append(event)
@@ -146,8 +147,8 @@ def _add_outcome(
     if spoken_of is None or spoken_of not in owners:
         return
     traveller_id = owners[spoken_of]
-    if event.outcome is Outcome.TIMED_OUT:
-        if event.decision is Decision.ADMITTED_ALONE and spoken_of in refused:
+    if event.outcome is Outcome.TIMED_OUT and event.decision is Decision.ADMITTED_ALONE:
+        if spoken_of in refused:
             recorded[traveller_id].append(refused.pop(spoken_of))
         return
     recorded[traveller_id].append(

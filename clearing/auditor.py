@@ -1002,7 +1002,7 @@ def _cap_row(row: Mapping[str, Any]) -> _Cap:
         networks=_words(row, "networks"),
         categories=_words(row, "rider_categories"),
         media=_words(row, "media"),
-        bearer=row["bearer"],
+        bearer=row.get("bearer", "operators"),
     )
 
 

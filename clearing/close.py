@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 from sqlalchemy import Connection
@@ -57,7 +57,13 @@ PoolShares = dict[tuple[str, str], list[pools.Shares]]
 """(pool, agreement) → by how much the parties' exact shares have moved."""
 
 
-def close_through(database: Database, agreements: Agreements, date: str, frozen_at: Callable[[str], int]) -> list[Closed]:
+CapNetworks = Mapping[str, Collection[str]]
+"""cap → the networks whose legs it counts (none: all)."""
+
+
+def close_through(
+    database: Database, agreements: Agreements, caps: CapNetworks, date: str, frozen_at: Callable[[str], int]
+) -> list[Closed]:
     """Close `date` and every open date before it. `frozen_at` gives the instant that a date's end is, for the record."""
     with database.write() as connection:
         if not store.is_closed(connection, date):
@@ -68,12 +74,12 @@ def close_through(database: Database, agreements: Agreements, date: str, frozen_
         documents = store.published(connection, date)
     if not waiting and not documents:
         raise CloseError(f"{date} was passed over: a later date is closed and nothing was booked on {date}")
-    return [_publish(database, agreements, found) for found in waiting] or [Closed(date, documents, newly=False)]
+    return [_publish(database, agreements, caps, found) for found in waiting] or [Closed(date, documents, newly=False)]
 
 
-def _publish(database: Database, agreements: Agreements, date: str) -> Closed:
+def _publish(database: Database, agreements: Agreements, caps: CapNetworks, date: str) -> Closed:
     with database.read() as connection:
-        computed = _compute(connection, agreements, date)
+        computed = _compute(connection, agreements, caps, date)
     with database.write() as connection:
         documents = store.published(connection, date)
         if documents:  # another run was quicker, and gave the same
@@ -88,12 +94,12 @@ def _publish(database: Database, agreements: Agreements, date: str) -> Closed:
     return Closed(date, computed.documents, newly=True)
 
 
-def _compute(connection: Connection, agreements: Agreements, date: str) -> Computed:
+def _compute(connection: Connection, agreements: Agreements, caps: CapNetworks, date: str) -> Computed:
     """Everything that the close of a frozen date publishes; nothing is written. BooksError if the proof does not hold."""
     before = store.date_before(connection, date)
     rows = store.pool_rows(connection, date)
     changes = _leg_shares(rows, agreements)
-    _add_cap_shares(changes, connection, agreements, date, before)
+    _add_cap_shares(changes, connection, agreements, caps, date, before)
     _add_product_shares(changes, connection, agreements, date, before)
     found = Computed([], {}, books.Booking(None), {}, "")
     _settle(connection, changes, date, found)
@@ -122,12 +128,19 @@ def _leg_shares(rows: Iterable[PoolRow], agreements: Agreements) -> PoolShares:
     return {key: [pools.own_leg(found)] for key, found in amounts.items()}
 
 
-def _add_cap_shares(changes: PoolShares, connection: Connection, agreements: Agreements, date: str, before: str | None) -> None:
-    """Caps: what they took off a traveller's day is shared by what that day's legs cost. A day whose weights moved since it
-    was published counts with the difference."""
+def _add_cap_shares(
+    changes: PoolShares,
+    connection: Connection,
+    agreements: Agreements,
+    caps: CapNetworks,
+    date: str,
+    before: str | None,
+) -> None:
+    """Caps: what they took off a traveller's day is shared by what that day's counted legs cost. A day whose weights moved
+    since it was published counts with the difference."""
     dates = store.moved_dates(connection, date)
     for through, sign in ((date, 1), (before, -1)):
-        for share in store.cap_shares(connection, dates, through):
+        for share in store.cap_shares(connection, dates, through, caps):
             for debtor, amount in (("rider", share.amount), (share.bearer, share.funded)):
                 if not amount:
                     continue
@@ -238,9 +251,25 @@ def _seal(connection: Connection, date: str, entries: books.Booking) -> str:
     total = hashlib.sha256()
     for row in store.hashed_rows(connection, date):
         total.update(hashlib.sha256(row).digest())
-    for posting in entries.postings:
-        total.update(hashlib.sha256(msgspec.msgpack.encode(list(posting.values()))).digest())
+    for posting in sorted(entries.postings, key=lambda posting: (str(posting["transaction_id"]), int(str(posting["number"])))):
+        total.update(hashlib.sha256(msgspec.msgpack.encode(tuple(posting.values()))).digest())
     return total.hexdigest()
+
+
+def verify(connection: Connection) -> list[str]:
+    """What of the published dates was changed afterwards: each date whose rows no longer give its seal, each document whose
+    hash or chain is broken. Empty: nothing."""
+    found = [
+        f"{date}: its lines or postings are not those that were sealed"
+        for date, seal in sorted(store.seals(connection).items())
+        if _seal(connection, date, books.Booking(None)) != seal
+    ]
+    before: dict[str, str] = {}
+    for date, name, content, sha256, previous in store.all_statements(connection):
+        if statements.digest(content) != sha256 or previous != before.get(name):
+            found.append(f"{date}: {name} is not the document that was published")
+        before[name] = sha256
+    return found
 
 
 def _prove(connection: Connection, proof: dict[str, object], entries: books.Booking, date: str) -> None:

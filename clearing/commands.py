@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import date
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +15,10 @@ from rich.table import Table
 from clearing import store
 from clearing.agreements import Agreements, load_agreements
 from clearing.audit import audit_store
-from clearing.close import Closed, close_through
+from clearing.close import Closed, close_through, verify
 from fare_engine.application import Application
 from fare_engine.commands import Opened, Store, open_store
+from fare_engine.errors import CloseError
 from fare_engine.money import format_amount
 from fare_engine.service_day import day_starts_at, to_day
 from fare_engine.tariff.compile import CompiledTariff
@@ -33,7 +35,10 @@ def clear(
 
     A second run changes nothing and writes the same bytes."""
     opened = open_store(data)
-    found = clear_date(opened, parse_date(service_date))
+    day = parse_date(service_date)
+    if end_of(opened.tariff, day) > now():
+        raise CloseError(f"{day} has not ended yet")
+    found = clear_date(opened, day)
     folder = write_documents(opened.data, found)
     print_close(Console(), found[-1], opened.tariff)
     typer.echo(f"statements in {folder}" + ("" if found[-1].newly else " (closed before; the same bytes)"))
@@ -44,7 +49,9 @@ def audit(
     service_date: Annotated[str, typer.Argument(help="The service date up to whose end to audit, as 2026-03-02.")],
     data: Store = None,
 ) -> None:
-    """Price every recorded tap again from scratch and compare with the books; exit code 1 if they differ."""
+    """Price every recorded tap again from scratch, compare with the books, and check the seals of what is published.
+
+    Exit code 1 if anything differs or was changed."""
     opened = open_store(data)
     with opened.database.read() as connection:
         report = audit_store(
@@ -55,6 +62,9 @@ def audit(
             opened.server_key,
             end_of(opened.tariff, parse_date(service_date)),
         )
+        changed = verify(connection)
+    for problem in changed:
+        typer.echo(f"CHANGED {problem}")
     for difference in report.differences:
         typer.echo(
             f"traveller {difference.traveller_id} leg {difference.leg_id} {difference.what}: "
@@ -64,8 +74,13 @@ def audit(
         f"AUDIT {service_date}: {report.taps:,} taps, {report.travellers:,} travellers, {report.legs:,} legs, "
         f"charged {format_amount(report.charged, opened.tariff.currency)}: {len(report.differences)} differences"
     )
-    if report.differences:
+    if report.differences or changed:
         raise typer.Exit(1)
+
+
+def now() -> int:
+    """Milliseconds UTC, by the machine's clock."""
+    return time.time_ns() // 1_000_000
 
 
 def parse_date(text: str) -> str:
@@ -87,7 +102,8 @@ def clear_date(opened: Opened, service_date: str) -> list[Closed]:
             if not application.advance(connection, ends_at):
                 break
     agreements = agreements_of(opened.tariff, opened.tariff_folder)
-    return close_through(opened.database, agreements, service_date, lambda on: end_of(opened.tariff, on))
+    caps = opened.tariff.networks_of_caps()
+    return close_through(opened.database, agreements, caps, service_date, lambda on: end_of(opened.tariff, on))
 
 
 def end_of(tariff: CompiledTariff, service_date: str) -> int:

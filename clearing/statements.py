@@ -105,8 +105,9 @@ def _cells(row: Row) -> tuple[object, ...]:
 
 
 def harmless(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    """A cell on one line that no spreadsheet takes for a formula."""
+    marked = f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    return " ".join(marked.splitlines())
 
 
 def positions_csv(positions: dict[str, int], settled: dict[str, int], collected: dict[str, int]) -> bytes:

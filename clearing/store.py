@@ -3,7 +3,7 @@ adds its settlement transactions through `fare_engine.store.books`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
 
 import msgspec
@@ -22,6 +22,7 @@ from sqlalchemy import (
 )
 
 from clearing.pools import PoolState
+from fare_engine.ledger import Code
 from fare_engine.store.schema import closes, devices, lines, metadata, postings, quarantine
 
 pool_shares = Table(  # what each party has had of a pool up to an accounting date: exact, and published
@@ -163,8 +164,11 @@ def moved_dates(connection: Connection, accounting_date: str) -> list[str]:
     return sorted(row.service_date for row in rows)
 
 
-def cap_shares(connection: Connection, dates: list[str], through: str | None) -> list[CapShare]:
+def cap_shares(
+    connection: Connection, dates: list[str], through: str | None, networks: Mapping[str, Collection[str]]
+) -> list[CapShare]:
     """Every capped traveller's day of some service dates, as booked up to an accounting date (None: nothing was yet).
+    `networks` are those whose legs a cap counts (none: all): only their operators bear it.
 
     A day that did not move is the same at both ends of a difference, so it does no harm that it is in it."""
     if through is None or not dates:
@@ -178,13 +182,14 @@ def cap_shares(connection: Connection, dates: list[str], through: str | None) ->
         lines.c.rule_id,
         lines.c.bearer,
         lines.c.operator_id,
+        lines.c.network_id,
     )
     rows = connection.execute(
         select(*columns, func.sum(lines.c.amount).label("amount"), func.sum(lines.c.funded).label("funded"))
         .where(booked, lines.c.traveller_id.in_(capped), lines.c.kind.in_(CHARGED), lines.c.kind != "companions")
         .group_by(*columns)
     )
-    weights: dict[tuple[str, str], dict[str, int]] = {}
+    charged: dict[tuple[str, str], list[tuple[str, str, int]]] = {}
     caps: dict[tuple[str, str, str, str], tuple[int, int]] = {}
     for row in rows:
         day = (row.traveller_id, row.service_date)
@@ -193,13 +198,20 @@ def cap_shares(connection: Connection, dates: list[str], through: str | None) ->
             before = caps.get(key, (0, 0))
             caps[key] = (before[0] + int(row.amount), before[1] + int(row.funded))
         elif row.operator_id is not None:
-            found = weights.setdefault(day, {})
-            found[row.operator_id] = found.get(row.operator_id, 0) + int(row.amount)
+            charged.setdefault(day, []).append((row.operator_id, row.network_id, int(row.amount)))
     return [
-        CapShare(rule, traveller, day, amount, funded, bearer, weights.get((traveller, day), {}))
+        CapShare(rule, traveller, day, amount, funded, bearer, _weights(charged.get((traveller, day), []), networks.get(rule)))
         for (rule, bearer, traveller, day), (amount, funded) in sorted(caps.items())
         if amount
     ]
+
+
+def _weights(charged: list[tuple[str, str, int]], networks: Collection[str] | None) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for operator_id, network_id, amount in charged:
+        if not networks or network_id in networks:
+            found[operator_id] = found.get(operator_id, 0) + amount
+    return found
 
 
 class ProductShare(msgspec.Struct, frozen=True):
@@ -327,12 +339,29 @@ def totals(connection: Connection, accounting_date: str) -> tuple[int, int]:
 
 
 def hashed_rows(connection: Connection, accounting_date: str) -> Iterable[bytes]:
-    """The date's lines and postings as bytes in the order of their ids, for the seal."""
-    for table, keys in ((lines, ("transaction_id",)), (postings, ("transaction_id", "number"))):
-        statement = select(table).where(table.c.accounting_date == accounting_date)
-        order = [table.c[key] for key in keys]
-        for row in connection.execution_options(yield_per=5000).execute(statement.order_by(*order)):
+    """The date's lines, postings and last its settlements as bytes, each in the order of their ids, for the seal."""
+    settled = postings.c.code == Code.SETTLED.value
+    statements_ = (
+        select(lines).where(lines.c.accounting_date == accounting_date).order_by(lines.c.transaction_id),
+        select(postings)
+        .where(postings.c.accounting_date == accounting_date)
+        .order_by(settled, postings.c.transaction_id, postings.c.number),
+    )
+    for statement in statements_:
+        for row in connection.execution_options(yield_per=5000).execute(statement):
             yield msgspec.msgpack.encode(tuple(row))
+
+
+def seals(connection: Connection) -> dict[str, str]:
+    """The hash that sealed each published date."""
+    rows = connection.execute(select(closes.c.accounting_date, closes.c.head).where(closes.c.head.is_not(None)))
+    return {row.accounting_date: row.head for row in rows.all()}
+
+
+def all_statements(connection: Connection) -> list[tuple[str, str, bytes, str, str | None]]:
+    """(date, name, content, SHA-256, that of the document of the same name before it), by name and date."""
+    rows = connection.execute(select(statements).order_by(statements.c.name, statements.c.accounting_date))
+    return [(row.accounting_date, row.name, row.content, row.sha256, row.previous_sha256) for row in rows]
 
 
 def quarantined(connection: Connection, accounting_date: str) -> list[tuple[str, str, int]]:
@@ -341,7 +370,7 @@ def quarantined(connection: Connection, accounting_date: str) -> list[tuple[str,
     rows = connection.execute(
         select(*columns, func.count())
         .join(devices, devices.c.device_id == quarantine.c.device_id)
-        .where(quarantine.c.accounting_date == accounting_date)
+        .where(quarantine.c.accounting_date == accounting_date, quarantine.c.released_at.is_(None))
         .group_by(*columns)
         .order_by(*columns)
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
@@ -25,7 +25,7 @@ from fare_engine.pricing.state import NEVER
 from fare_engine.service_day import DAY_MS, MINUTE_MS, to_date
 from fare_engine.store import books, receipts, registry, travellers
 from fare_engine.store.receipts import QuarantinedTap
-from fare_engine.store.travellers import COLLECTOR, Account, Token, Traveller
+from fare_engine.store.travellers import CASH, Account, Token, Traveller
 from fare_engine.tap_format import Decision, Outcome, TapEvent, TapKind, TapPlace
 from fare_engine.tariff.compile import CompiledTariff
 from fare_engine.tokens import stored_token
@@ -37,6 +37,7 @@ AHEAD_MS = 10 * MINUTE_MS
 BEHIND_MS = 45 * DAY_MS
 """A tap older than this is impossible: terminals keep theirs for 30 days after the acknowledgement."""
 GROUP = 500
+UNKNOWN_TAP = "unknown_tap"
 
 _ACTIONS: dict[TapKind, TapAction] = {TapKind.ENTRY: "entry", TapKind.EXIT: "exit", TapKind.BOARD: "board"}
 
@@ -86,13 +87,13 @@ class Application:
         self.deny_list_version = 0
         self.charged = 0
         """What has been charged since the process began: a figure for pages, not for books."""
-        self._vehicles: dict[str, list[tuple[int, str]]] | None = None
 
     # ---- taps
 
     def apply(self, connection: Connection, taps: Sequence[ReceivedTap], now: int) -> dict[FactId, TapAnswer]:
         """Apply taps that are new in their streams; the answer of each by tap id. Part of the caller's transaction."""
-        known = self._tokens(connection, taps)
+        known = self._tokens(connection, taps, now)
+        ran = registry.find_vehicles(connection, {tap.event.vehicle_id for tap in taps if tap.event.vehicle_id is not None})
         accounts = travellers.find_accounts(connection, {token.account_id for token in known.values()})
         answers: dict[FactId, TapAnswer] = {}
         rejected: list[tuple[TapEvent, Rejected]] = []
@@ -109,7 +110,7 @@ class Application:
             elif event.kind in _ACTIONS:
                 token = known[self._token_id(event)]
                 refusal = _refusal(event, token, accounts[token.account_id])
-                fact = self._fact(connection, tap, token.token_id)
+                fact = self._fact(tap, token.token_id, ran)
                 change = changes[token.traveller_id]
                 owner[event.tap_id] = token.traveller_id
                 if refusal is not None or event.decision is Decision.REFUSED_ALONE:
@@ -122,6 +123,8 @@ class Application:
                     change.facts.append(fact)
             else:
                 answers[event.tap_id] = TapAnswer(sequence=event.sequence, result="ACCEPTED")
+        for event in self._waiting_outcomes(connection, taps, now):
+            self._take_outcome(connection, event, in_group, known, changes)
         folded, changed = self._change(connection, changes, now)
         answers.update(_quarantine_rejected(connection, rejected, self.tariff, now))
         for fact_id, traveller_id in owner.items():
@@ -129,43 +132,41 @@ class Application:
                 token = known[self._token_id(in_group[fact_id])]
                 account = accounts.get(token.account_id)
                 balance = account.balance + changed.get(token.account_id, 0) if account is not None else None
-                if token.account_id.startswith(COLLECTOR):
+                if token.account_id == CASH:
                     balance = None
                 answers[fact_id] = self._answer(in_group[fact_id], folded.get(traveller_id), balance)
         return answers
 
-    def _tokens(self, connection: Connection, taps: Sequence[ReceivedTap]) -> dict[str, Token]:
-        """The tokens of some taps. A paper ticket sold for cash is known from its first tap on: its seller holds the money."""
-        presented = {self._token_id(tap.event): tap for tap in taps if tap.event.token is not None}
-        known = travellers.find_tokens(connection, presented.keys())
+    def _tokens(self, connection: Connection, taps: Sequence[ReceivedTap], now: int) -> dict[str, Token]:
+        """The tokens of some taps. A paper ticket sold for cash is known from its first usable tap on."""
+        presented = [(self._token_id(tap.event), tap.event) for tap in taps if tap.event.token is not None]
+        known = travellers.find_tokens(connection, {token_id for token_id, _ in presented})
         tickets = {
-            token_id: tap
-            for token_id, tap in presented.items()
-            if token_id not in known and (tap.event.medium or "").split(":")[0] == "cash"
+            token_id
+            for token_id, event in presented
+            if token_id not in known and event.medium == "cash" and self._check_content(event, now) is None
         }
         if tickets:
-            known.update(self._open_tickets(connection, tickets))
+            known.update(_open_tickets(connection, tickets))
         return known
-
-    def _open_tickets(self, connection: Connection, tickets: dict[str, ReceivedTap]) -> dict[str, Token]:
-        tokens = {}
-        for token_id, tap in sorted(tickets.items()):
-            operator_id = self._operator(connection, tap)
-            tokens[token_id] = Token(token_id, f"ticket:{token_id}", f"{COLLECTOR}{operator_id}", None)
-        wanted = {token.account_id for token in tokens.values()}
-        there = travellers.find_accounts(connection, wanted)
-        travellers.add_accounts(connection, [Account(a, "collector", 0) for a in sorted(wanted - there.keys())])
-        travellers.add_tokens(connection, tokens.values())
-        travellers.add_travellers(
-            connection, [Traveller(token.traveller_id, token.account_id, Record(), NEVER) for token in tokens.values()]
-        )
-        return tokens
 
     def _token_id(self, event: TapEvent) -> str:
         return stored_token(self.server_key, event.token) if event.token is not None else ""
 
     def _check(self, event: TapEvent, known: dict[str, Token], now: int) -> Rejected | None:
         """Why a tap cannot be used, or None."""
+        wrong = self._check_content(event, now)
+        if wrong is not None or event.kind is TapKind.OUTCOME:
+            return wrong
+        token = known.get(self._token_id(event))
+        if token is None:
+            return Rejected("unknown_token", "the token belongs to no traveller")
+        if _is_blocked(token, event) and event.decision is not Decision.ASKED_ONLINE:
+            return None if event.decision is Decision.REFUSED_ALONE else _blocked(token, event)
+        return None
+
+    def _check_content(self, event: TapEvent, now: int) -> Rejected | None:
+        """Why a tap's time, place or medium cannot be right, or None."""
         at = event.event_time_ms
         if at > now + AHEAD_MS or at < now - BEHIND_MS:
             return Rejected("impossible_time", f"{at} ms is not near {now} ms, when it was received")
@@ -180,14 +181,9 @@ class Application:
             return Rejected("unknown_place", f"route {event.route_id!r} and stop {event.stop_id!r} name no network")
         if (event.medium or "").split(":")[0] not in self.tariff.media:
             return Rejected("unknown_medium", repr(event.medium))
-        token = known.get(self._token_id(event))
-        if token is None:
-            return Rejected("unknown_token", "the token belongs to no traveller")
-        if _is_blocked(token, event) and event.decision is not Decision.ASKED_ONLINE:
-            return None if event.decision is Decision.REFUSED_ALONE else _blocked(token, event)
         return None
 
-    def _fact(self, connection: Connection, tap: ReceivedTap, token_id: str) -> Tap:
+    def _fact(self, tap: ReceivedTap, token_id: str, ran: Mapping[str, list[tuple[int, str]]]) -> Tap:
         event = tap.event
         return Tap(
             event.tap_id,
@@ -201,19 +197,9 @@ class Application:
             self.tariff.default_category,
             event.stop_id,
             event.route_id,
-            self._operator(connection, tap),
+            _operator(tap, ran),
             event.persons,
         )
-
-    def _operator(self, connection: Connection, tap: ReceivedTap) -> str:
-        """Who ran the vehicle at the tap's time; at a station, whose device it is."""
-        event = tap.event
-        if event.vehicle_id is None:
-            return tap.device_operator_id
-        if self._vehicles is None or event.vehicle_id not in self._vehicles:
-            self._vehicles = registry.list_vehicles(connection)
-        ran = [operator for since, operator in self._vehicles.get(event.vehicle_id, ()) if since <= event.event_time_ms]
-        return ran[-1] if ran else tap.device_operator_id
 
     def _take_outcome(
         self,
@@ -226,24 +212,29 @@ class Application:
         """An OUTCOME record acts on the traveller of the tap it speaks of."""
         place = event.spoken_of
         spoken_of = self._find_tap(connection, event, place, in_group) if place is not None else None
-        if place is None or spoken_of is None or spoken_of.token is None:
-            return Rejected("unknown_tap", f"the record speaks of {event.spoken_of_id}, which is not held")
+        if spoken_of is None or spoken_of.token is None:
+            return Rejected(UNKNOWN_TAP, f"the record speaks of {event.spoken_of_id}, which is not held")
         token_id = self._token_id(spoken_of)
         token = known.get(token_id) or travellers.find_tokens(connection, [token_id]).get(token_id)
         if token is None:
             return Rejected("unknown_token", "the tap spoken of belongs to no traveller")
-        if event.outcome is Outcome.TIMED_OUT and event.decision is Decision.ADMITTED_ALONE and _is_blocked(token, spoken_of):
+        let_in = event.outcome is Outcome.TIMED_OUT and event.decision is Decision.ADMITTED_ALONE
+        if let_in and _is_blocked(token, spoken_of):
             return _blocked(token, spoken_of)
         change = changes[token.traveller_id]
-        if event.outcome is not Outcome.TIMED_OUT:
-            reason = "gate not opened" if event.outcome is Outcome.GATE_NOT_OPENED else "cancelled"
-            at = event.event_time_ms
-            change.facts.append(
-                Cancellation(event.tap_id, at, event.device_id, event.epoch.hex(), event.sequence, spoken_of.tap_id, reason)
-            )
-        elif event.decision is Decision.ADMITTED_ALONE:
+        if let_in:
             change.released.add(spoken_of.tap_id)
+        else:
+            change.facts.append(_cancellation(event, spoken_of))
         return None
+
+    def _waiting_outcomes(self, connection: Connection, taps: Sequence[ReceivedTap], now: int) -> list[TapEvent]:
+        """OUTCOME records that came before the taps they speak of, which are now here; they leave the quarantine."""
+        here = {tap.event.tap_id for tap in taps}
+        waiting = receipts.find_quarantined(connection, {tap.event.device_id for tap in taps}, UNKNOWN_TAP)
+        found = [event for event in waiting if event.spoken_of_id in here]
+        receipts.release_quarantined(connection, found, now)
+        return found
 
     def _find_tap(
         self, connection: Connection, event: TapEvent, place: TapPlace, in_group: dict[FactId, TapEvent]
@@ -332,6 +323,7 @@ class Application:
             lines=tuple(AnswerLine(line.kind, line.rule_id, line.amount) for line in lines),
             caps=self._caps(folded, leg),
             balance=balance,
+            provisional=leg.status == "open",
         )
 
     def _caps(self, folded: Folded, leg: Leg) -> tuple[CapState, ...]:
@@ -388,9 +380,34 @@ def _set_aside(
     return answers
 
 
+def _operator(tap: ReceivedTap, ran: Mapping[str, list[tuple[int, str]]]) -> str:
+    """Who ran the vehicle at the tap's time; at a station, whose device it is."""
+    event = tap.event
+    by_then = [operator for since, operator in ran.get(event.vehicle_id or "", ()) if since <= event.event_time_ms]
+    return by_then[-1] if by_then else tap.device_operator_id
+
+
+def _open_tickets(connection: Connection, token_ids: Iterable[str]) -> dict[str, Token]:
+    """Paper tickets, each a traveller of its own."""
+    tokens = {token_id: Token(token_id, f"ticket:{token_id}", CASH, None) for token_id in sorted(token_ids)}
+    if CASH not in travellers.find_accounts(connection, [CASH]):
+        travellers.add_accounts(connection, [Account(CASH, "collector", 0)])
+    travellers.add_tokens(connection, tokens.values())
+    travellers.add_travellers(connection, [Traveller(t.traveller_id, CASH, Record(), NEVER) for t in tokens.values()])
+    return tokens
+
+
 def _service_date(tariff: CompiledTariff, at: int) -> str:
     version = tariff.version_at(at)
     return to_date(version.service_day(at) if version else at // DAY_MS).isoformat()
+
+
+def _cancellation(event: TapEvent, spoken_of: TapEvent) -> Cancellation:
+    """The tap spoken of let nobody through."""
+    reasons = {Outcome.GATE_NOT_OPENED: "gate not opened", Outcome.CANCELLED: "cancelled"}
+    reason = reasons.get(event.outcome or Outcome.TIMED_OUT, "kept out by the terminal")
+    at, place = event.event_time_ms, (event.device_id, event.epoch.hex(), event.sequence)
+    return Cancellation(event.tap_id, at, *place, spoken_of.tap_id, reason)
 
 
 def _is_blocked(token: Token, event: TapEvent) -> bool:

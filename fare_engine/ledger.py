@@ -78,6 +78,11 @@ def rider(account_id: str) -> str:
     return f"rider:{account_id}"
 
 
+def collector(operator_id: str | None) -> str:
+    """What an operator owes because his till holds it."""
+    return f"collector:{operator_id}"
+
+
 def party(party_id: str) -> str:
     """What a bearer of discounts owes."""
     return f"party:{party_id}"

@@ -69,6 +69,11 @@ class Receipt:
             self.listener(seen)
         return [found[index] for index in range(len(messages))]
 
+    def note_refused(self, error: EnvelopeError, now: int) -> None:
+        """Keep that a message was refused before it was read."""
+        with self.database.write() as connection:
+            receipts.add_refused(connection, now, error.cause, error.detail, "", None)
+
     def _open(self, message: bytes) -> Batch | EnvelopeError:
         try:
             return open_message(message, self._find_key)
@@ -148,6 +153,10 @@ def _continuation(connection: Connection, batch: Batch, stream: Stream | None) -
     if stream is None:
         if header.first_sequence != 1:
             raise EnvelopeError("gap", f"epoch {header.epoch_hex} is not known yet", resume_from=1)
+        before = header.predecessor
+        other = receipts.find_successor(connection, header.device_id, before.epoch.hex()) if before else None
+        if other is not None:
+            raise EnvelopeError("forked_chain", f"epoch {other} continues the same one: a device rolled back or cloned")
         return Continuation(batch, None, 1)
     held = stream.acknowledged_through
     if header.first_sequence > held + 1:

@@ -60,9 +60,9 @@ def to_date(day: int) -> date:
 
 
 def day_starts_at(day: int, zone: str, day_start_ms: int) -> int:
-    """The instant at which a service day begins."""
-    midnight = datetime.combine(to_date(day), datetime.min.time(), ZoneInfo(zone))
-    return int(midnight.timestamp()) * 1000 + day_start_ms
+    """The instant at which a service day begins: when the wall clock shows its turn."""
+    turn = datetime.combine(to_date(day), datetime.min.time()) + timedelta(milliseconds=day_start_ms)
+    return int(turn.replace(tzinfo=ZoneInfo(zone)).timestamp()) * 1000
 
 
 def parse_instant(text: str) -> int:

@@ -8,6 +8,7 @@ from fare_engine.errors import EnvelopeError
 
 MEDIA_TYPE = "application/problem+json"
 STATUS = {
+    "wrong_method": 405,
     "too_large": 413,
     "unknown_device": 401,
     "bad_signature": 401,
@@ -18,6 +19,7 @@ STATUS = {
     "unavailable": 503,
 }
 TITLES = {
+    "wrong_method": "Messages are posted",
     "too_large": "The message is larger than allowed",
     "not_cbor": "The message is not deterministic CBOR",
     "bad_structure": "The message is not an envelope with taps",

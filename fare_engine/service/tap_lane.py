@@ -50,11 +50,12 @@ class TapLane:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["method"] != "POST":
-            await _respond(send, 405, b"", [(b"allow", b"POST")])
+            error = EnvelopeError("wrong_method", f"{scope['method']}, only POST is taken")
+            await _respond(send, status_of(error), body_of(error), [(b"allow", b"POST")], MEDIA_TYPE)
             return
         message = await _body(receive)
         started = time.perf_counter_ns()
-        outcome = EnvelopeError("too_large", "over the limit") if message is None else await self.submit(message)
+        outcome = self._too_large() if message is None else await self.submit(message)
         self.figures.latencies.append((time.perf_counter_ns() - started) // 1000)
         if isinstance(outcome, EnvelopeError):
             self.figures.refused += 1
@@ -75,6 +76,11 @@ class TapLane:
             loop.call_soon(self._commit)
         self._waiting.append((message, future))
         return await future
+
+    def _too_large(self) -> EnvelopeError:
+        error = EnvelopeError("too_large", f"more than {MAX_MESSAGE_BYTES} bytes")
+        self.receipt.note_refused(error, self.clock())
+        return error
 
     def _commit(self) -> None:
         group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]

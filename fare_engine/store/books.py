@@ -10,6 +10,7 @@ from sqlalchemy import Connection, func, insert, select
 from fare_engine import ledger
 from fare_engine.booking import Movement
 from fare_engine.store import schema
+from fare_engine.store.travellers import CASH
 
 _LAST_CLOSED = select(func.max(schema.closes.c.accounting_date))
 _ADD_LINE = insert(schema.lines)
@@ -40,9 +41,9 @@ class Booking:
 
     def add(self, traveller_id: str, account_id: str, booked_for: str, movements: Iterable[Movement]) -> None:
         """A traveller's movements, made because the fact `booked_for` came in."""
-        payer = account_id if account_id.startswith("collector:") else ledger.rider(account_id)
         for movement in movements:
             line = movement.line
+            payer = ledger.rider(account_id) if account_id != CASH else ledger.collector(movement.operator_id)
             on = accounting_date(movement.service_date, self.closed_through)
             self.lines.append(
                 {
@@ -69,7 +70,7 @@ class Booking:
             found = ledger.postings(line, payer, on, movement.network_id)
             for number, posting in enumerate(found):
                 self.add_posting(movement.transaction_id, number, ledger.CODES[line.kind], posting, movement.service_date, on)
-            if line.amount:
+            if line.amount and account_id != CASH:
                 self.balance_changes[account_id] = self.balance_changes.get(account_id, 0) - line.amount
 
     def add_posting(

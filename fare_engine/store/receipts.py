@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, bindparam, func, insert, select, tuple_, update
 
+from fare_engine.ids import tap_id
 from fare_engine.store import schema
 from fare_engine.tap_format import TapEvent, TapFormatError, reopen_message
 
@@ -62,6 +63,15 @@ _ADVANCE_STREAM = (
     .values(acknowledged_through=bindparam("through"), head=bindparam("new_head"), last_contact=bindparam("at"))
 )
 _ADD_BATCH = insert(schema.batches)
+_quarantine = schema.quarantine
+_FIND_QUARANTINED = select(_quarantine.c.device_id, _quarantine.c.epoch, _quarantine.c.sequence).where(
+    _quarantine.c.device_id.in_(bindparam("devices", expanding=True)),
+    _quarantine.c.reason == bindparam("why"),
+    _quarantine.c.released_at.is_(None),
+)
+_SUCCESSORS = select(_streams.c.epoch).where(
+    _streams.c.device_id == bindparam("device"), _streams.c.predecessor == bindparam("before")
+)
 # Statements of the tap path are built once: building one costs as much as running it.
 
 
@@ -69,6 +79,12 @@ def find_streams(connection: Connection, keys: Collection[tuple[str, str]]) -> d
     """The streams of some (device, epoch) pairs that are known, locked in order where the database locks rows."""
     rows = connection.execute(_FIND_STREAMS, {"keys": sorted(keys)})
     return {(row.device_id, row.epoch): Stream(*row) for row in rows}
+
+
+def find_successor(connection: Connection, device_id: str, predecessor: str) -> str | None:
+    """The epoch that a device began after another one, or None."""
+    found: str | None = connection.execute(_SUCCESSORS, {"device": device_id, "before": predecessor}).scalar()
+    return found
 
 
 def begin_streams(connection: Connection, rows: Iterable[dict[str, object]]) -> None:
@@ -157,11 +173,39 @@ def add_quarantined(connection: Connection, taps: Iterable[QuarantinedTap]) -> N
         connection.execute(schema.quarantine.insert(), rows)
 
 
+def find_quarantined(connection: Connection, device_ids: Collection[str], reason: str) -> list[TapEvent]:
+    """Taps of some devices that are set aside for a reason, read from their messages."""
+    rows = connection.execute(_FIND_QUARANTINED, {"devices": sorted(device_ids), "why": reason}).all()
+    found = [find_tap(connection, row.device_id, row.epoch, row.sequence) for row in rows]
+    return [event for event in found if event is not None]
+
+
+def release_quarantined(connection: Connection, events: Iterable[TapEvent], at: int) -> None:
+    """Taps that could be used after all."""
+    rows = [{"d": e.device_id, "e": e.epoch.hex(), "s": e.sequence, "at": at} for e in events]
+    table = schema.quarantine
+    if rows:
+        connection.execute(
+            update(table)
+            .where(table.c.device_id == bindparam("d"), table.c.epoch == bindparam("e"), table.c.sequence == bindparam("s"))
+            .values(released_at=bindparam("at")),
+            rows,
+        )
+
+
 def list_quarantined(connection: Connection) -> list[QuarantinedTap]:
     """Everything in quarantine."""
     table = schema.quarantine
-    rows = connection.execute(select(table).order_by(table.c.device_id, table.c.epoch, table.c.sequence))
-    return [QuarantinedTap(*row) for row in rows]
+    waiting = select(table).where(table.c.released_at.is_(None))
+    rows = connection.execute(waiting.order_by(table.c.device_id, table.c.epoch, table.c.sequence))
+    return [QuarantinedTap(*tuple(row)[:-1]) for row in rows]
+
+
+def list_released(connection: Connection) -> set[str]:
+    """The ids of taps that left the quarantine."""
+    table = schema.quarantine
+    rows = connection.execute(select(table.c.device_id, table.c.epoch, table.c.sequence).where(table.c.released_at.is_not(None)))
+    return {tap_id(row.device_id, row.epoch, row.sequence) for row in rows}
 
 
 def count_held(connection: Connection, device_id: str, epoch: str) -> int:

@@ -31,6 +31,11 @@ _devices = schema.devices
 _FIND_DEVICES = select(_devices.c.device_id, _devices.c.operator_id, _devices.c.public_key, _devices.c.revoked_at).where(
     _devices.c.device_id.in_(bindparam("ids", expanding=True))
 )
+_FIND_VEHICLES = (
+    select(schema.vehicles)
+    .where(schema.vehicles.c.vehicle_id.in_(bindparam("ids", expanding=True)))
+    .order_by(schema.vehicles.c.vehicle_id, schema.vehicles.c.valid_from)
+)
 
 
 def enrol_devices(connection: Connection, devices: Iterable[Device], at: int) -> None:
@@ -93,6 +98,15 @@ def list_vehicles(connection: Connection) -> dict[str, list[tuple[int, str]]]:
     found: dict[str, list[tuple[int, str]]] = {}
     for row in connection.execute(select(table).order_by(table.c.vehicle_id, table.c.valid_from)):
         found.setdefault(row.vehicle_id, []).append((row.valid_from, row.operator_id))
+    return found
+
+
+def find_vehicles(connection: Connection, vehicle_ids: Collection[str]) -> dict[str, list[tuple[int, str]]]:
+    """Some vehicles' operators with the instants from which they ran them, oldest first."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    if vehicle_ids:
+        for row in connection.execute(_FIND_VEHICLES, {"ids": sorted(vehicle_ids)}):
+            found.setdefault(row.vehicle_id, []).append((row.valid_from, row.operator_id))
     return found
 
 

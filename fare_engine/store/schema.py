@@ -96,6 +96,7 @@ quarantine = Table(  # store.receipts: taps in good envelopes that cannot be use
     Column("detail", String, nullable=False),
     Column("service_date", String(10), nullable=False),
     Column("accounting_date", String(10), nullable=False),
+    Column("released_at", BigInteger),  # it could be used after all
     PrimaryKeyConstraint("device_id", "epoch", "sequence"),
 )
 

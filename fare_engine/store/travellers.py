@@ -11,8 +11,8 @@ from sqlalchemy import Connection, Row, bindparam, select, update
 from fare_engine.booking import Record, decode, encode
 from fare_engine.store import schema
 
-COLLECTOR = "collector:"
-"""An account that is an operator's till: he holds the cash, so he owes it."""
+CASH = "cash"
+"""The account of every paper ticket: whoever runs the leg holds its money, so he owes it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from fare_engine.tariff.model import OPERATORS, Discount, Tariff, Version
 def check(tariff: Tariff) -> None:
     """TariffError with every fault of every version, or nothing."""
     faults = [fault for version in tariff.versions for rule in RULES for fault in rule(version, tariff)]
-    faults += _one_version_a_day(tariff)
+    faults += _versions_fit_together(tariff)
     if faults:
         raise TariffError(faults)
 
@@ -128,10 +128,24 @@ def amounts_make_sense(version: Version, tariff: Tariff) -> Iterator[Fault]:
             for field in not_negative.get(kind, ()):
                 if getattr(row, field) < 0:
                     yield Fault(f"{place} {field}", getattr(row, field), "must not be below zero")
+    for place, row in _rows(version, "discounts"):
+        if row.quota_per_day < 0:  # type: ignore[attr-defined]
+            yield Fault(f"{place} quota_per_day", row.quota_per_day, "must not be below zero")  # type: ignore[attr-defined]
     for place, row in _rows(version, "products"):
+        if not row.networks:  # type: ignore[attr-defined]
+            yield Fault(f"{place} networks", row.networks, "must name a network")  # type: ignore[attr-defined]
         needed = "days" if row.kind == "pass" else "trips"  # type: ignore[attr-defined]
         if getattr(row, needed) <= 0:
             yield Fault(f"{place} {needed}", getattr(row, needed), f"a {row.kind} needs {needed}")  # type: ignore[attr-defined]
+
+
+def groups_can_form(version: Version, tariff: Tariff) -> Iterator[Fault]:
+    """A window that runs from an exit needs networks with exits."""
+    entry_only = {network for rule in version.file.tap_rules if rule.taps == "entry" for network in rule.networks}
+    for place, row in _rows(version, "joining_rules"):
+        without = sorted(entry_only.intersection(row.from_networks))  # type: ignore[attr-defined]
+        if row.window_from == "exit" and without:  # type: ignore[attr-defined]
+            yield Fault(f"{place} window_from", "exit", f"there are no exit taps on {', '.join(without)}")
 
 
 def ids_stand_once(version: Version, tariff: Tariff) -> Iterator[Fault]:
@@ -143,13 +157,12 @@ def ids_stand_once(version: Version, tariff: Tariff) -> Iterator[Fault]:
             if rule_id in seen:
                 yield Fault(place, rule_id, f"the rule_id stands already in {seen[rule_id]}")
             seen[rule_id] = place
-    rows = {row.fare_product_id: row.row for row in version.products}
+    places = {row.fare_product_id: _place(version, "fare_products.txt", row.row) for row in version.products}
     for place, row in _rows(version, "products"):
         product_id: str = row.product_id  # type: ignore[attr-defined]
-        if product_id in rows:
-            place_there = _place(version, "fare_products.txt", rows[product_id])
-            yield Fault(place, product_id, f"the product stands already in {place_there}")
-        rows[product_id] = 0
+        if product_id in places:
+            yield Fault(place, product_id, f"the product stands already in {places[product_id]}")
+        places[product_id] = place
 
 
 def head_makes_sense(version: Version, tariff: Tariff) -> Iterator[Fault]:
@@ -163,10 +176,13 @@ def head_makes_sense(version: Version, tariff: Tariff) -> Iterator[Fault]:
         yield Fault(f"{place}.service_day_start", head.service_day_start, "not a time HH:MM")
 
 
-def _one_version_a_day(tariff: Tariff) -> Iterator[Fault]:
+def _versions_fit_together(tariff: Tariff) -> Iterator[Fault]:
     seen: dict[object, str] = {}
     for version in tariff.versions:
         head = version.file.tariff
+        if head.currency != tariff.versions[0].file.tariff.currency:
+            place = f"{version.folder}/tariff.toml: tariff.currency"
+            yield Fault(place, head.currency, f"{tariff.versions[0].version_id} has {tariff.versions[0].file.tariff.currency}")
         if head.state != "in_force":
             continue
         if head.valid_from in seen:
@@ -184,5 +200,6 @@ RULES: tuple[Rule, ...] = (
     every_priced_network_has_one_tap_rule,
     rows_refer_to_what_exists,
     amounts_make_sense,
+    groups_can_form,
     ids_stand_once,
 )

@@ -303,6 +303,17 @@ class CompiledTariff:
                 return version
         return None
 
+    def networks_of_caps(self) -> dict[str, frozenset[str]]:
+        """The networks whose legs each cap counts, in any version; none: all."""
+        found: dict[str, frozenset[str]] = {}
+        for version in self.versions.values():
+            for cap in version.version.file.caps:
+                counted = frozenset(cap.networks)
+                before = found.get(cap.rule_id)
+                either = before is None or (bool(before) and bool(counted))
+                found[cap.rule_id] = counted | (before or frozenset()) if either else frozenset()
+        return found
+
     def service_day(self, at: int) -> int:
         """The service day of an instant: under the version in force, else as under the first one."""
         version = self.version_at(at) or (self._by_date[-1] if self._by_date else None)

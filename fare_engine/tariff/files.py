@@ -37,16 +37,17 @@ WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", 
 class Table:
     """A CSV file's rows with their places, for messages; an absent optional file is an empty table."""
 
-    def __init__(self, path: Path, base: Path, faults: list[Fault], *, required: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: Path, base: Path, faults: list[Fault], *, required: Sequence[str] = (), optional: bool = False
+    ) -> None:
         self.file = str(path.relative_to(base))
         self.faults = faults
         self.columns: tuple[str, ...] = ()
         self.rows: list[dict[str, str]] = []
         if path.exists():
             self._read(path)
-        elif required:
+        elif not optional:
             faults.append(Fault(self.file, None, "the file is missing"))
-            return
         missing = [column for column in required if column not in self.columns]
         for column in missing if path.exists() else ():
             faults.append(Fault(f"{self.file} row 1", list(self.columns), f"the column {column} is missing"))
@@ -128,6 +129,9 @@ def _network(base: Path, faults: list[Fault]) -> Network:
     def table(name: str, *required: str) -> Table:
         return Table(folder / name, base, faults, required=required)
 
+    def perhaps(name: str, *required: str) -> Table:
+        return Table(folder / name, base, faults, required=required, optional=True)
+
     agencies = table("agency.txt", "agency_id", "agency_name", "agency_timezone")
     agencies.unique("agency_id")
     stops = table("stops.txt", "stop_id", "stop_name", "stop_lat", "stop_lon")
@@ -138,8 +142,8 @@ def _network(base: Path, faults: list[Fault]) -> Network:
     networks.unique("network_id")
     route_networks = table("route_networks.txt", "network_id", "route_id")
     route_networks.unique("route_id")
-    areas = table("areas.txt")
-    stop_areas = table("stop_areas.txt")
+    areas = perhaps("areas.txt", "area_id")
+    stop_areas = perhaps("stop_areas.txt", "area_id", "stop_id")
     parties = _parties(base, agencies, faults)
     zones = sorted({row["agency_timezone"] for _, row in agencies})
     if len(zones) != 1 and agencies.rows:
@@ -170,7 +174,10 @@ def _network(base: Path, faults: list[Fault]) -> Network:
         areas=area_ids,
         routes_of_stop=routes_of_stop,
         stops_of_route=stops_of_route,
-        calendars=_calendars(table("calendar.txt"), table("calendar_dates.txt")),
+        calendars=_calendars(
+            perhaps("calendar.txt", "service_id", "start_date", "end_date", *WEEKDAYS),
+            perhaps("calendar_dates.txt", "service_id", "date", "exception_type"),
+        ),
     )
 
 
@@ -186,7 +193,7 @@ def _parties(base: Path, agencies: Table, faults: list[Fault]) -> dict[str, Part
         )
         for _, row in agencies
     }
-    others = Table(base / "parties.csv", base, faults, required=_PARTY_COLUMNS if (base / "parties.csv").exists() else ())
+    others = Table(base / "parties.csv", base, faults, required=_PARTY_COLUMNS, optional=True)
     for _, row in others:
         party = row["party_id"]
         found[party] = Party(party_id=party, name_vi=row["name_vi"], name_en=row["name_en"], kind=row["kind"])
@@ -277,7 +284,7 @@ def _version(folder: Path, base: Path, faults: list[Fault]) -> Version | None:
     categories = table("rider_categories.txt", "rider_category_id", "is_default_fare_category")
     products = table("fare_products.txt", "fare_product_id", "amount", "currency")
     rules = table("fare_leg_rules.txt", "fare_product_id")
-    timeframes = table("timeframes.txt")
+    timeframes = Table(folder / "timeframes.txt", base, faults, required=("timeframe_group_id", "service_id"), optional=True)
     if parsed is None:
         return None
     if parsed.tariff.version != folder.name:

@@ -283,8 +283,9 @@ def rows(database: Database, statement: str) -> list[tuple[object, ...]]:
 
 def check_books(database: Database, opening: dict[str, int] | None = None) -> None:
     """The books hold together: each line's money is posted once, nothing is posted that no line or close made, and each
-    account's balance is what it began with less its lines. `opening` names accounts that began with money."""
-    posted = dict(rows(database, "select transaction_id, sum(amount) from postings where code != 'SETTLED' group by 1"))
+    account's balance is what was put on it less its lines. `opening` names accounts that began with money outside the books."""
+    ours = "code not in ('SETTLED', 'TOPPED_UP')"
+    posted = dict(rows(database, f"select transaction_id, sum(amount) from postings where {ours} group by 1"))
     lines = dict(rows(database, "select transaction_id, abs(amount) + abs(funded) from lines"))
     assert {key: amount for key, amount in lines.items() if amount} == posted
     twice = rows(
@@ -293,19 +294,22 @@ def check_books(database: Database, opening: dict[str, int] | None = None) -> No
         "or max(generation) + 1 != count(*)",
     )
     assert twice == []
-    spent = dict(rows(database, "select payer, sum(amount) from lines group by 1"))
-    owed = dict(
+    spent: dict[object, int] = dict(rows(database, "select payer, sum(amount) from lines group by 1"))
+    owed: dict[object, int] = dict(
         rows(
             database,
             "select account, sum(amount) from (select debit account, amount from postings "
             "union all select credit, -amount from postings) group by 1",
         )
     )
+    put_on: dict[object, int] = dict(
+        rows(database, "select credit, sum(amount) from postings where code = 'TOPPED_UP' group by 1")
+    )
     balances = dict(rows(database, "select account_id, balance from accounts"))
     for account, balance in balances.items():
         payer = account if str(account).startswith("collector:") else f"rider:{account}"
-        assert balance == (opening or {}).get(str(account), 0) - spent.get(payer, 0), account
-        assert owed.get(payer, 0) == spent.get(payer, 0), account
+        assert balance == (opening or {}).get(str(account), 0) - owed.get(payer, 0), account
+        assert owed.get(payer, 0) == spent.get(payer, 0) - put_on.get(payer, 0), account
 
 
 @contextmanager

@@ -174,7 +174,6 @@ def test_a_body_at_the_limit_is_read_and_one_byte_more_is_not(client: TestClient
     assert client.post("/v1/taps", content=bytes(MAX_MESSAGE_BYTES + 1)).json()["cause"] == "too_large"
 
 
-@pytest.mark.xfail(strict=True, reason="the lane answers too_large by itself and receipt never hears of it")
 def test_a_body_over_the_limit_is_noted_as_every_refusal_is(client: TestClient, service: Service) -> None:
     client.post("/v1/taps", content=bytes(MAX_MESSAGE_BYTES + 1))
     assert rows(service.database, "select cause from refused_messages") == [("too_large",)]
@@ -186,20 +185,19 @@ def test_the_lane_takes_nothing_but_post(client: TestClient, method: str) -> Non
     assert (heard.status_code, heard.headers["allow"]) == (405, "POST")
 
 
-@pytest.mark.xfail(strict=True, reason="docs/terminal-protocol.md: every status but 200 is a problem; 405 has no body")
 def test_a_wrong_method_is_a_problem_too(client: TestClient) -> None:
     assert client.get("/v1/taps").headers["content-type"] == PROBLEM
 
 
-@pytest.mark.xfail(strict=True, reason="docs/terminal-protocol.md: every status but 200 is a problem; 500 is plain text")
 def test_a_group_that_could_not_be_committed_is_a_problem_too(client: TestClient, service: Service) -> None:
     with service.database.write() as connection:
         connection.exec_driver_sql("drop table quarantine")
     bus = Stream("bus-1")
     bus.board("11:58", "nobody's")
     heard = client.post("/v1/taps", content=bus.message())
-    assert heard.status_code >= 500
-    assert heard.headers["content-type"] == PROBLEM
+    assert (heard.status_code, heard.headers["content-type"]) == (503, PROBLEM)
+    assert heard.json()["cause"] == "unavailable"
+    assert int(heard.headers["retry-after"]) > 0
 
 
 def test_nothing_of_a_group_that_could_not_be_committed_is_held(client: TestClient, service: Service) -> None:

@@ -21,7 +21,7 @@ from fare_engine.receipt import Receipt
 from fare_engine.service_day import parse_instant
 from fare_engine.tap_format import Decision, TapEvent, TapKind, encode_tap, genesis_head, header_for, seal
 from tests.demos import DAY, PlayedDemo, motthe, statements
-from tests.integration.desk import check_books, issue, rows, terminal_token
+from tests.integration.desk import check_books, issue, terminal_token
 
 NEXT_DAY = "2026-03-03"
 
@@ -48,7 +48,7 @@ def test_the_demo_proves_its_day(demo: PlayedDemo) -> None:
     said = " ".join(demo.output.split())
     assert re.search(rf"PROOF {DAY}: charged [^:]* net positions sum to 0;", said)
     assert re.search(r"AUDIT: [\d,]+ recorded taps [^:]*: 0 differences", said)
-    assert re.search(r"TAPS: [^:]* 0 waiting, [^:]* 0 answered differently", said)
+    assert re.search(r"TAPS: .* 0 waiting, .* 0 answered differently", said)
 
 
 def test_the_same_seed_gives_the_same_statements_to_the_byte(demo: PlayedDemo, same_demo: PlayedDemo) -> None:
@@ -88,16 +88,7 @@ def test_the_statements_are_those_of_the_books_and_add_up(demo: PlayedDemo) -> N
 
 def test_the_books_of_the_demo_hold_together(demo: PlayedDemo, tmp_path: Path) -> None:
     opened = open_store(demo.copy(tmp_path / "demo"))
-    begun = {
-        str(account): int(str(balance)) + int(str(spent))
-        for account, balance, spent in rows(
-            opened.database,
-            "select account_id, balance, (select coalesce(sum(amount), 0) from lines where payer = 'rider:' || account_id) "
-            "from accounts where kind = 'prepaid'",
-        )
-    }
-    assert set(begun.values()) <= {50_000, 100_000, 200_000}, "a prepaid card began with what it was topped up by"
-    check_books(opened.database, begun)
+    check_books(opened.database)
     opened.database.dispose()
 
 

@@ -119,18 +119,7 @@ def test_a_time_without_its_offset_is_refused() -> None:
         parse_instant("2026-03-02T07:58:00")
 
 
-BY_ELAPSED_TIME = pytest.mark.xfail(strict=True, reason="the start is reckoned as time since midnight, not by the wall clock")
-
-
-@pytest.mark.parametrize(
-    "day",
-    [
-        "2026-03-28",
-        pytest.param("2026-03-29", marks=BY_ELAPSED_TIME),
-        "2026-10-24",
-        pytest.param("2026-10-25", marks=BY_ELAPSED_TIME),
-    ],
-)
+@pytest.mark.parametrize("day", ["2026-03-28", "2026-03-29", "2026-10-24", "2026-10-25"])
 def test_a_service_day_starts_where_it_turns_also_when_clocks_are_changed(day: str) -> None:
     number, turn = to_day(date.fromisoformat(day)), 4 * 60 * MINUTE_MS
     begins = day_starts_at(number, BERLIN, turn)

@@ -15,7 +15,7 @@ from clearing.store import PoolRow
 from tests.builders import NETWORK
 
 DAY = "2026-03-03"
-LINE_BREAK = pytest.param("\rx", marks=pytest.mark.xfail(strict=True, reason="a carriage return is written without quotes"))
+LINE_BREAK = "\rx"
 
 
 @pytest.fixture
@@ -112,9 +112,9 @@ def test_the_order_in_which_rows_are_found_does_not_show() -> None:
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@cell", "\tx", LINE_BREAK])
 def test_no_cell_is_a_spreadsheet_s_formula(text: str) -> None:
     row = Row("legs", DAY, "list_fare", "bus", text, text, "own-legs", 1, 1)
-    assert harmless(text) == f"'{text}"
+    assert harmless(text) == f"'{text}".replace("\r", " ")
     cells = list(csv.DictReader(io.StringIO(operator_csv("BUSCO", DAY, "1", [row], 0).decode(), newline="")))[1]
-    assert [cells["rule_id"], cells["paid_by"]] == [f"'{text}"] * 2
+    assert [cells["rule_id"], cells["paid_by"]] == [harmless(text)] * 2
     assert harmless("bus/bus") == "bus/bus"
 
 

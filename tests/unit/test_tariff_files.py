@@ -15,16 +15,6 @@ from tests.builders import HCMC, costs, little_tariff, priced, row, version, wri
 
 BAD = Path(__file__).parent.parent / "bad_tariffs"
 
-KNOWN_BUGS = {
-    "areas_without_ids": "KeyError instead of a fault",
-    "stop_areas_without_stops": "KeyError instead of a fault",
-    "a_calendar_without_services": "KeyError instead of a fault",
-    "exceptions_without_dates": "KeyError instead of a fault",
-    "timeframes_without_services": "KeyError instead of a fault",
-    "a_pass_for_no_network": "docs/tariff.md says that a product needs networks, and nothing checks it",
-    "a_quota_below_zero": "a quota below zero is taken, and the discount is then never given",
-}
-
 
 def faults_of(folder: Path) -> list[str]:
     with pytest.raises(TariffError) as error:
@@ -47,15 +37,7 @@ def changed(folder: Path, change: dict[str, str]) -> None:
     path.write_text(new, encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(path.stem, marks=pytest.mark.xfail(strict=True, reason=KNOWN_BUGS[path.stem]))
-        if path.stem in KNOWN_BUGS
-        else path.stem
-        for path in sorted(BAD.glob("*.toml"))
-    ],
-)
+@pytest.mark.parametrize("name", [path.stem for path in sorted(BAD.glob("*.toml"))])
 def test_a_bad_tariff_is_refused_with_file_row_and_value(tmp_path: Path, name: str) -> None:
     bad = tomllib.loads((BAD / f"{name}.toml").read_text(encoding="utf-8"))
     folder = write_city(tmp_path)
@@ -119,7 +101,7 @@ def test_the_city_s_own_tariffs_hold_together(part: str) -> None:
 def test_every_rule_of_the_data_is_checked_by_a_bad_tariff() -> None:
     """A new check needs a bad tariff of its own: their number must not fall behind."""
     assert len(list(BAD.glob("*.toml"))) >= 80
-    assert len(RULES) == 8
+    assert len(RULES) == 9
 
 
 # ---- GTFS Fares v2
