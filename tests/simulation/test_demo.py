@@ -178,10 +178,11 @@ def test_one_dong_that_was_changed_is_found_and_its_leg_is_named(demo: PlayedDem
     connection.close()
     done = motthe("audit", DAY, "--data", f"{data}")
     assert done.returncode == 1
-    differences = done.stdout.splitlines()
-    assert len(differences) == 2
-    assert leg in differences[0]
-    assert differences[1].endswith(": 1 differences")
+    assert f"CHANGED {DAY}" in done.stdout, "the day's seal is broken"
+    named = [line for line in done.stdout.splitlines() if line.startswith("traveller ")]
+    assert len(named) == 1
+    assert leg in named[0]
+    assert done.stdout.rstrip().endswith(": 1 differences")
 
 
 # ---- where the demo may not go
