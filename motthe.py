@@ -20,7 +20,7 @@ from fare_engine.service.app import create_app, open_service, system_clock
 from fare_engine.settings import Settings
 from simulators import demo as demo_commands
 from simulators import load_city
-from simulators.control import VirtualClock, control_key, control_routes
+from simulators.control import VirtualClock, control_key, control_routes, end_with_parent
 from validators import commands as terminal_commands
 
 app = typer.Typer(name="motthe", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -45,6 +45,7 @@ def web_application(settings: Settings, *, demo: bool) -> FastAPI:
     """The service with every package's pages; the demo's clock and buttons only where asked for."""
     routers: tuple[APIRouter, ...] = (live.router, rider.router, clearing_pages.router)
     if demo:
+        end_with_parent()
         clock = VirtualClock(system_clock())
         service = open_service(settings.model_copy(update={"demo": True}), clock)
         routers = (*routers, control_routes(clock, control_key(settings.data)))

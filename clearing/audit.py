@@ -23,6 +23,7 @@ from clearing.auditor import (
     RecordedTap,
     audit_traveller,
 )
+from clearing.store import BookedLeg
 from fare_engine import answers
 from fare_engine.booking import Entitlement
 from fare_engine.facts import Purchase
@@ -78,23 +79,26 @@ def audit_store(
             legs += 1
             charged += leg.charge or 0
             differences += _compare(traveller_id, leg, own.pop(leg_id, None))
-        differences += [
-            Difference(traveller_id, leg_id, "leg", None, sum(found.values()))
-            for leg_id, found in own.items()
-            if any(found.values())
-        ]
+        differences += _unaudited(traveller_id, own)
     for traveller_id, own in booked.items():
-        differences += [Difference(traveller_id, leg_id, "leg", None, found) for leg_id, found in own.items()]
+        differences += _unaudited(traveller_id, own)
     return AuditReport(taps, len(recorded), legs, charged, tuple(differences))
 
 
-def _compare(traveller_id: str, leg: AuditedLeg, booked: dict[str, int] | None) -> Iterator[Difference]:
-    """A leg's rider's charge and what each bearer pays, against the sums of its booked lines."""
+def _compare(traveller_id: str, leg: AuditedLeg, booked: BookedLeg | None) -> Iterator[Difference]:
+    """A leg's rider's charge, what each bearer pays and who is owed, against its booked lines."""
     expected = {"rider": leg.charge or 0, "held": leg.held, **leg.funded}
-    found = booked or {}
+    found = booked.sums if booked else {}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name, 0) != found.get(name, 0):
             yield Difference(traveller_id, leg.leg_id, name, expected.get(name, 0), found.get(name, 0))
+    if booked and booked.operators - {leg.operator_id}:
+        yield Difference(traveller_id, leg.leg_id, "operator", leg.operator_id, sorted(map(str, booked.operators)))
+
+
+def _unaudited(traveller_id: str, legs: dict[str, BookedLeg]) -> list[Difference]:
+    """Legs in the books for which there is no ride."""
+    return [Difference(traveller_id, leg_id, "leg", None, leg.sums) for leg_id, leg in legs.items() if any(leg.sums.values())]
 
 
 def _recorded_taps(

@@ -273,7 +273,10 @@ def verify(connection: Connection) -> list[str]:
 
 
 def _prove(connection: Connection, proof: dict[str, object], entries: books.Booking, date: str) -> None:
-    """Money in equals money out, or nothing is published."""
+    """Money in equals money out and nothing is booked twice, or nothing is published."""
+    repeated = store.repeated_transactions(connection, date)
+    if repeated:
+        raise BooksError(f"booked twice under {date}: {repeated[:5]}")
     left = store.account_balances(connection, date, "fares:")
     for posting in entries.postings:
         for account, sign in ((str(posting["debit"]), 1), (str(posting["credit"]), -1)):

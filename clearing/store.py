@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
+from typing import Any
 
 import msgspec
 from sqlalchemy import (
@@ -13,6 +14,7 @@ from sqlalchemy import (
     Connection,
     LargeBinary,
     PrimaryKeyConstraint,
+    Select,
     String,
     Table,
     case,
@@ -291,22 +293,31 @@ def add_settlements(connection: Connection, accounting_date: str, rows: Iterable
         connection.execute(settlements.insert(), found)
 
 
-def booked_legs(connection: Connection) -> dict[str, dict[str, dict[str, int]]]:
-    """traveller → leg → what is booked of it: `rider`'s charge, what is `held`, and what each bearer pays; sales left out."""
+class BookedLeg(msgspec.Struct):
+    """What is booked of a leg: the rider's charge, what is `held`, what each bearer pays, and to which operators."""
+
+    sums: dict[str, int] = {}
+    operators: set[str | None] = set()
+
+
+def booked_legs(connection: Connection) -> dict[str, dict[str, BookedLeg]]:
+    """traveller → leg → what is booked of it; sales left out."""
+    columns = (lines.c.traveller_id, lines.c.leg_id, lines.c.kind, lines.c.bearer, lines.c.operator_id)
+    sign = 1 - 2 * (lines.c.generation % 2)
     rows = connection.execute(
-        select(
-            lines.c.traveller_id, lines.c.leg_id, lines.c.kind, lines.c.bearer, func.sum(lines.c.amount), func.sum(lines.c.funded)
-        )
+        select(*columns, func.sum(lines.c.amount), func.sum(lines.c.funded), func.sum(sign))
         .where(lines.c.kind.in_((*CHARGED, "hold")))
-        .group_by(lines.c.traveller_id, lines.c.leg_id, lines.c.kind, lines.c.bearer)
+        .group_by(*columns)
     )
-    found: dict[str, dict[str, dict[str, int]]] = {}
-    for traveller_id, leg_id, kind, bearer, amount, funded in rows:
-        leg = found.setdefault(traveller_id, {}).setdefault(leg_id, {})
+    found: dict[str, dict[str, BookedLeg]] = {}
+    for traveller_id, leg_id, kind, bearer, operator_id, amount, funded, standing in rows:
+        leg = found.setdefault(traveller_id, {}).setdefault(leg_id, BookedLeg())
         whose = "held" if kind == "hold" else "rider"
-        leg[whose] = leg.get(whose, 0) + int(amount)
+        leg.sums[whose] = leg.sums.get(whose, 0) + int(amount)
         if funded:
-            leg[bearer] = leg.get(bearer, 0) + int(funded)
+            leg.sums[bearer] = leg.sums.get(bearer, 0) + int(funded)
+        if standing:
+            leg.operators.add(operator_id)
     return found
 
 
@@ -341,15 +352,30 @@ def totals(connection: Connection, accounting_date: str) -> tuple[int, int]:
 def hashed_rows(connection: Connection, accounting_date: str) -> Iterable[bytes]:
     """The date's lines, postings and last its settlements as bytes, each in the order of their ids, for the seal."""
     settled = postings.c.code == Code.SETTLED.value
-    statements_ = (
-        select(lines).where(lines.c.accounting_date == accounting_date).order_by(lines.c.transaction_id),
-        select(postings)
-        .where(postings.c.accounting_date == accounting_date)
-        .order_by(settled, postings.c.transaction_id, postings.c.number),
+    in_order = (
+        _sealed(lines, accounting_date).order_by(lines.c.transaction_id),
+        _sealed(postings, accounting_date).order_by(settled, postings.c.transaction_id, postings.c.number),
     )
-    for statement in statements_:
+    for statement in in_order:
         for row in connection.execution_options(yield_per=5000).execute(statement):
             yield msgspec.msgpack.encode(tuple(row))
+
+
+def _sealed(table: Table, accounting_date: str) -> Select[Any]:
+    """A date's rows without the number that the database gave them."""
+    columns = [column for column in table.c if column.name != "row_number"]
+    return select(*columns).where(table.c.accounting_date == accounting_date)
+
+
+def repeated_transactions(connection: Connection, accounting_date: str) -> list[str]:
+    """Transaction ids that stand on more than one line: there must be none."""
+    twice = (
+        select(lines.c.transaction_id)
+        .where(lines.c.accounting_date == accounting_date)
+        .group_by(lines.c.transaction_id)
+        .having(func.count() > 1)
+    )
+    return sorted(row.transaction_id for row in connection.execute(twice))
 
 
 def seals(connection: Connection) -> dict[str, str]:

@@ -37,7 +37,6 @@ AHEAD_MS = 10 * MINUTE_MS
 BEHIND_MS = 45 * DAY_MS
 """A tap older than this is impossible: terminals keep theirs for 30 days after the acknowledgement."""
 GROUP = 500
-UNKNOWN_TAP = "unknown_tap"
 
 _ACTIONS: dict[TapKind, TapAction] = {TapKind.ENTRY: "entry", TapKind.EXIT: "exit", TapKind.BOARD: "board"}
 
@@ -66,6 +65,8 @@ class Rejected:
 
     reason: str
     detail: str
+    waits_for: FactId | None = None
+    """The tap that would make it usable."""
 
 
 @dataclass(slots=True)
@@ -213,7 +214,8 @@ class Application:
         place = event.spoken_of
         spoken_of = self._find_tap(connection, event, place, in_group) if place is not None else None
         if spoken_of is None or spoken_of.token is None:
-            return Rejected(UNKNOWN_TAP, f"the record speaks of {event.spoken_of_id}, which is not held")
+            spoken_of_id = event.spoken_of_id
+            return Rejected("unknown_tap", f"the record speaks of {spoken_of_id}, which is not held", spoken_of_id)
         token_id = self._token_id(spoken_of)
         token = known.get(token_id) or travellers.find_tokens(connection, [token_id]).get(token_id)
         if token is None:
@@ -230,9 +232,7 @@ class Application:
 
     def _waiting_outcomes(self, connection: Connection, taps: Sequence[ReceivedTap], now: int) -> list[TapEvent]:
         """OUTCOME records that came before the taps they speak of, which are now here; they leave the quarantine."""
-        here = {tap.event.tap_id for tap in taps}
-        waiting = receipts.find_quarantined(connection, {tap.event.device_id for tap in taps}, UNKNOWN_TAP)
-        found = [event for event in waiting if event.spoken_of_id in here]
+        found = receipts.find_waiting(connection, {tap.event.tap_id for tap in taps})
         receipts.release_quarantined(connection, found, now)
         return found
 
@@ -374,7 +374,7 @@ def _set_aside(
     for place, verdict, at in places:
         service_date = _service_date(tariff, at)
         on = books.accounting_date(service_date, closed_through)
-        rows.append(QuarantinedTap(*place, now, verdict.reason, verdict.detail, service_date, on))
+        rows.append(QuarantinedTap(*place, now, verdict.reason, verdict.detail, service_date, on, verdict.waits_for))
         answers[tap_id(*place)] = TapAnswer(sequence=place[2], result="QUARANTINED", reason=verdict.reason)
     receipts.add_quarantined(connection, rows)
     return answers

@@ -57,7 +57,7 @@ class Receipt:
         seen: list[tuple[TapEvent, TapAnswer]] = []
         with self.database.write() as connection:
             while waiting:
-                turn = _one_a_stream(waiting)
+                turn = _one_a_device(waiting)
                 found.update(self._accept_turn(connection, turn, now, seen))
                 waiting = {index: batch for index, batch in waiting.items() if index not in turn}
             for index, item in found.items():
@@ -93,7 +93,7 @@ class Receipt:
     def _accept_turn(
         self, connection: Connection, turn: dict[int, Batch], now: int, seen: list[tuple[TapEvent, TapAnswer]]
     ) -> dict[int, BatchAnswer | EnvelopeError]:
-        """At most one message of each stream; `seen` is given its taps with their answers."""
+        """At most one message of each device; `seen` is given its taps with their answers."""
         found: dict[int, BatchAnswer | EnvelopeError] = {}
         accepted: dict[int, Continuation] = {}
         streams = receipts.find_streams(connection, {_key(batch) for batch in turn.values()})
@@ -131,10 +131,11 @@ class Receipt:
         )
 
 
-def _one_a_stream(waiting: dict[int, Batch]) -> dict[int, Batch]:
-    turn: dict[tuple[str, str], int] = {}
+def _one_a_device(waiting: dict[int, Batch]) -> dict[int, Batch]:
+    """The first message of each device, so that each is judged by what those before it left."""
+    turn: dict[str, int] = {}
     for index, batch in waiting.items():
-        turn.setdefault(_key(batch), index)
+        turn.setdefault(batch.header.device_id, index)
     return {index: waiting[index] for index in turn.values()}
 
 

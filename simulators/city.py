@@ -19,7 +19,7 @@ from fare_engine.tariff.compile import CompiledTariff
 WALK_METRES = 400
 """A stop this near a station is where riders change."""
 VEHICLES = (2, 5)
-GATES = 2
+GATES = 4
 
 
 @dataclass(frozen=True, slots=True)

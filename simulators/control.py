@@ -5,6 +5,10 @@ These routes exist in the demo's service and nowhere else. They listen to whoeve
 from __future__ import annotations
 
 import hmac
+import os
+import signal
+import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +36,16 @@ class SetClock(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a clock call."""
 
     now: int
+
+
+def end_with_parent() -> None:
+    """End this process when standard input does: the demo's service must not outlive the demo, however that ends."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def control_key(data: Path) -> str:

@@ -38,14 +38,14 @@ from fare_engine.tokens import stored_token
 from simulators import harm, seeding
 from simulators.city import City, build_city
 from simulators.control import control_key
-from simulators.fleet import Fleet, FleetReport, waves
+from simulators.fleet import Fleet, FleetReport
 from simulators.riders import HOUR, Day, Presentation, Rider
 from simulators.troubles import Outage, Troubles, plan
 
 DAY = "2026-03-02"
 ADOPTED = "proposal-2026-03"
 TARIFF = "tariffs/hcmc"
-STEP_MS = 2 * MINUTE_MS
+STEP_MS = 5 * MINUTE_MS
 MARK = "demo.json"
 
 
@@ -114,7 +114,8 @@ class Server:
 
     def __enter__(self) -> Server:
         arguments = ["serve", "--demo", "--port", str(self.port), "--data", str(self.data.resolve())]
-        self._process = subprocess.Popen([sys.executable, "-m", "motthe", *arguments], cwd=PROJECT)
+        command = [sys.executable, "-m", "motthe", *arguments]
+        self._process = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE)  # it ends when this pipe does
         deadline = time.monotonic() + 30
         while not self._answers():
             if self._process.poll() is not None:
@@ -208,8 +209,7 @@ async def _play(
                 first = index
                 while index < len(presentations) and presentations[index].at < until:
                     index += 1
-                for wave in waves(presentations[first:index]):
-                    await fleet.present(wave)
+                await fleet.present(presentations[first:index])
                 await fleet.forward(until)
                 progress.update(task, completed=index, clock=_wall_clock(until - midnight))
                 if not console.is_terminal and (until - midnight) % HOUR == 0:

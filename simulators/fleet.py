@@ -24,7 +24,7 @@ from validators.terminal import Asking, Decided, Presented, Sending, TapResult, 
 from validators.uplink import CONTENT_TYPE, TAPS_PATH, Answer, Backoff, Reply, Unreachable, read_reply
 
 DELAY_MS = 40
-CONNECTIONS = 48
+CONNECTIONS = 64
 
 
 @dataclass(slots=True)
@@ -88,11 +88,16 @@ class Fleet:
     # ---- what happens at the devices
 
     async def present(self, presentations: list[Presentation]) -> None:
-        """Some presentations, no two of one token: each device takes its own in their order, devices at once."""
-        by_device: dict[str, list[Presentation]] = {}
+        """Some presentations, at once but for this: each device takes its own in their order, and what one rider does keeps
+        its order too."""
+        last: dict[str | bytes, asyncio.Task[None]] = {}
+        tasks = []
         for presentation in presentations:
-            by_device.setdefault(presentation.device_id, []).append(presentation)
-        await asyncio.gather(*(self._at_device(device_id, found) for device_id, found in by_device.items()))
+            before = [last[key] for key in (presentation.device_id, presentation.token) if key in last]
+            task = asyncio.create_task(self._tap_after(before, presentation))
+            last[presentation.device_id] = last[presentation.token] = task
+            tasks.append(task)
+        await asyncio.gather(*tasks)
 
     async def forward(self, at: int) -> None:
         """Every terminal with a backlog sends what it can."""
@@ -111,9 +116,10 @@ class Fleet:
         self.report.waiting = sum(epoch.pending for epoch in epochs)
         return self.report
 
-    async def _at_device(self, device_id: str, presentations: list[Presentation]) -> None:
-        for presentation in presentations:
-            await self._tap(self._terminal(device_id, presentation.at), presentation)
+    async def _tap_after(self, before: list[asyncio.Task[None]], presentation: Presentation) -> None:
+        for earlier in before:
+            await earlier
+        await self._tap(self._terminal(presentation.device_id, presentation.at), presentation)
 
     async def _tap(self, terminal: Terminal, presentation: Presentation) -> None:
         device_id, at = presentation.device_id, presentation.at
@@ -244,16 +250,3 @@ class Fleet:
         """The device with the wrong clock has a fault that keeps it from learning the server's time."""
         if self.troubles.clock_error(device_id):
             terminal.clock = None
-
-
-def waves(presentations: list[Presentation]) -> list[list[Presentation]]:
-    """Presentations in time order, cut so that no token stands twice in one wave: what one rider does keeps its order."""
-    found: list[list[Presentation]] = []
-    tokens: set[bytes] = set()
-    for presentation in presentations:
-        if not found or presentation.token in tokens:
-            found.append([])
-            tokens = set()
-        found[-1].append(presentation)
-        tokens.add(presentation.token)
-    return found

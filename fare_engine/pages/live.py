@@ -20,6 +20,8 @@ from fare_engine.tap_format import TapEvent, TapKind
 
 KEPT_TAPS = 12
 HOT_MINUTES = 30
+LEAST_SHOWN = 10
+"""The public is shown no stop's count below this: nobody is to be picked out."""
 MODES = {"metro": "taps_metro", "brt": "taps_brt", "river-bus": "taps_river"}
 templates = environment()
 router = APIRouter()
@@ -115,7 +117,8 @@ def _values(request: Request) -> dict[str, Any]:
     shown = live_figures.shown(0 if demo else service.settings.public_delay_minutes * MINUTE_MS)
     before = live_figures.history[-HOT_MINUTES] if len(live_figures.history) >= HOT_MINUTES else Snapshot(0)
     values: dict[str, Any] = {"demo": demo, "money": names.money, "figures": _counts(shown)}
-    values["lines"] = [_line(network, shown, before, names) for network in _rail(service)]
+    least = 1 if demo else LEAST_SHOWN
+    values["lines"] = [_line(network, shown, before, names, least) for network in _rail(service)]
     values["charged"] = service.application.charged
     values["now"] = names.clock(service.clock())
     values["latency"] = _latency(service, live_figures)
@@ -146,12 +149,13 @@ def _rail(service: Service) -> list[str]:
     return found
 
 
-def _line(network: str, shown: Snapshot, before: Snapshot, names: Names) -> dict[str, Any]:
+def _line(network: str, shown: Snapshot, before: Snapshot, names: Names, least: int) -> dict[str, Any]:
     tariff = names.tariff.network
     route = next(route for route, owner in tariff.network_of_route.items() if owner == network)
     stops = tariff.stops_of_route.get(route, ())
     step = 74
-    most = max((shown.by_stop[stop] for stop in stops), default=0) or 1
+    counts = {stop: shown.by_stop[stop] if shown.by_stop[stop] >= least else 0 for stop in stops}
+    most = max(counts.values(), default=0) or 1
     return {
         "label": tariff.routes[route].long_name,
         "width": 40 + step * max(1, len(stops) - 1),
@@ -159,9 +163,9 @@ def _line(network: str, shown: Snapshot, before: Snapshot, names: Names) -> dict
             {
                 "x": 20 + step * index,
                 "name": names.stop(stop)[:18],
-                "count": shown.by_stop[stop],
-                "r": 6 + 22 * shown.by_stop[stop] // most,
-                "hot": shown.by_stop[stop] > before.by_stop[stop],
+                "count": counts[stop],
+                "r": 6 + 22 * counts[stop] // most,
+                "hot": counts[stop] > before.by_stop[stop],
             }
             for index, stop in enumerate(stops)
         ],

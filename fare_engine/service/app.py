@@ -14,11 +14,10 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from starlette.middleware.sessions import SessionMiddleware
-from starlette.routing import Route
 
 from fare_engine.application import Application
 from fare_engine.receipt import Receipt
-from fare_engine.service.tap_lane import TapLane
+from fare_engine.service.tap_lane import TapLane, TapLaneFirst
 from fare_engine.settings import Settings, secret_file
 from fare_engine.store import receipts
 from fare_engine.store.database import Database
@@ -84,7 +83,7 @@ def create_app(service: Service, routers: tuple[APIRouter, ...] = ()) -> FastAPI
         same_site="strict",
         https_only=False,
     )
-    app.router.routes.append(Route("/v1/taps", endpoint=service.lane, methods=None))
+    app.add_middleware(TapLaneFirst, lane=service.lane)
     app.include_router(api)
     for router in routers:
         app.include_router(router)

@@ -1,7 +1,8 @@
-"""The tap lane: POST /v1/taps as a raw ASGI application inside the FastAPI app.
+"""The tap lane: POST /v1/taps as a raw ASGI application in front of the FastAPI app's routes.
 
-Messages that wait together are committed together: the lane collects what has arrived and, on the event loop's next turn,
-hands it to receipt in one transaction; each is answered after the commit. What waits is bounded; beyond it, 503."""
+Messages that wait together are committed together: the lane hands what has arrived to receipt in one transaction, and each
+is answered after the commit. A lone message goes on the event loop's next turn; where several come at once, the lane waits a
+few milliseconds for more, because a commit costs as much as several taps. What waits is bounded; beyond it, 503."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fare_engine import answers
 from fare_engine.answers import BatchAnswer
@@ -25,7 +26,24 @@ logger = logging.getLogger(__name__)
 
 MAX_WAITING = 2000
 MAX_GROUP = 64
+GATHER_SECONDS = 0.01
 KEPT_LATENCIES = 20_000
+
+
+TAPS_PATH = "/v1/taps"
+
+
+class TapLaneFirst:
+    """Middleware that hands taps to their lane before anything else looks at the request: sessions are not for terminals."""
+
+    def __init__(self, app: ASGIApp, lane: TapLane) -> None:
+        self.app = app
+        self.lane = lane
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Taps to the lane, all else on."""
+        is_tap = scope["type"] == "http" and scope["path"] == TAPS_PATH
+        await (self.lane if is_tap else self.app)(scope, receive, send)
 
 
 @dataclass(slots=True)
@@ -46,6 +64,9 @@ class TapLane:
         self.clock = clock
         self.figures = LaneFigures(0, 0, 0, deque(maxlen=KEPT_LATENCIES))
         self._waiting: list[tuple[bytes, asyncio.Future[BatchAnswer | EnvelopeError]]] = []
+        self._timer: asyncio.Handle | None = None
+        self._crowded = False
+        """Whether the last commit held more than one message."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -53,7 +74,10 @@ class TapLane:
             error = EnvelopeError("wrong_method", f"{scope['method']}, only POST is taken")
             await _respond(send, status_of(error), body_of(error), [(b"allow", b"POST")], MEDIA_TYPE)
             return
-        message = await _body(receive)
+        try:
+            message = await _body(receive)
+        except ConnectionResetError:
+            return
         started = time.perf_counter_ns()
         outcome = self._too_large() if message is None else await self.submit(message)
         self.figures.latencies.append((time.perf_counter_ns() - started) // 1000)
@@ -72,9 +96,12 @@ class TapLane:
             return EnvelopeError("overloaded", f"{MAX_WAITING} messages wait already")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[BatchAnswer | EnvelopeError] = loop.create_future()
-        if not self._waiting:
-            loop.call_soon(self._commit)
         self._waiting.append((message, future))
+        if self._timer is None:
+            self._timer = loop.call_later(GATHER_SECONDS, self._commit) if self._crowded else loop.call_soon(self._commit)
+        elif len(self._waiting) == MAX_GROUP:
+            self._timer.cancel()
+            self._timer = loop.call_soon(self._commit)
         return await future
 
     def _too_large(self) -> EnvelopeError:
@@ -84,8 +111,8 @@ class TapLane:
 
     def _commit(self) -> None:
         group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
-        if self._waiting:
-            asyncio.get_running_loop().call_soon(self._commit)
+        self._timer = asyncio.get_running_loop().call_soon(self._commit) if self._waiting else None
+        self._crowded = len(group) > 1
         try:
             outcomes = self.receipt.accept_group([message for message, _ in group], self.clock())
         except Exception:  # nothing of the group was committed: each of its senders keeps its taps and sends them again
@@ -97,14 +124,14 @@ class TapLane:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """The request's body; None as soon as it is larger than any message may be."""
+    """The request's body; None as soon as it is larger than any message may be. ConnectionResetError if it broke off."""
     parts: list[bytes] = []
     size = 0
     more = True
     while more:
         event = await receive()
         if event["type"] == "http.disconnect":
-            break
+            raise ConnectionResetError
         part: bytes = event.get("body", b"")
         size += len(part)
         if size > MAX_MESSAGE_BYTES:

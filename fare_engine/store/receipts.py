@@ -47,6 +47,7 @@ class QuarantinedTap:
     detail: str
     service_date: str
     accounting_date: str
+    waits_for: str | None = None
 
 
 _streams = schema.streams
@@ -64,10 +65,8 @@ _ADVANCE_STREAM = (
 )
 _ADD_BATCH = insert(schema.batches)
 _quarantine = schema.quarantine
-_FIND_QUARANTINED = select(_quarantine.c.device_id, _quarantine.c.epoch, _quarantine.c.sequence).where(
-    _quarantine.c.device_id.in_(bindparam("devices", expanding=True)),
-    _quarantine.c.reason == bindparam("why"),
-    _quarantine.c.released_at.is_(None),
+_FIND_WAITING = select(_quarantine.c.device_id, _quarantine.c.epoch, _quarantine.c.sequence).where(
+    _quarantine.c.waits_for.in_(bindparam("ids", expanding=True)), _quarantine.c.released_at.is_(None)
 )
 _SUCCESSORS = select(_streams.c.epoch).where(
     _streams.c.device_id == bindparam("device"), _streams.c.predecessor == bindparam("before")
@@ -166,6 +165,7 @@ def add_quarantined(connection: Connection, taps: Iterable[QuarantinedTap]) -> N
             "detail": tap.detail,
             "service_date": tap.service_date,
             "accounting_date": tap.accounting_date,
+            "waits_for": tap.waits_for,
         }
         for tap in taps
     ]
@@ -173,9 +173,9 @@ def add_quarantined(connection: Connection, taps: Iterable[QuarantinedTap]) -> N
         connection.execute(schema.quarantine.insert(), rows)
 
 
-def find_quarantined(connection: Connection, device_ids: Collection[str], reason: str) -> list[TapEvent]:
-    """Taps of some devices that are set aside for a reason, read from their messages."""
-    rows = connection.execute(_FIND_QUARANTINED, {"devices": sorted(device_ids), "why": reason}).all()
+def find_waiting(connection: Connection, tap_ids: Collection[str]) -> list[TapEvent]:
+    """Records in quarantine that wait for some taps, read from their messages."""
+    rows = connection.execute(_FIND_WAITING, {"ids": sorted(tap_ids)}).all()
     found = [find_tap(connection, row.device_id, row.epoch, row.sequence) for row in rows]
     return [event for event in found if event is not None]
 

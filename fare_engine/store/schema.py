@@ -96,8 +96,15 @@ quarantine = Table(  # store.receipts: taps in good envelopes that cannot be use
     Column("detail", String, nullable=False),
     Column("service_date", String(10), nullable=False),
     Column("accounting_date", String(10), nullable=False),
+    Column("waits_for", String),  # an OUTCOME record that came before the tap it speaks of: that tap's id
     Column("released_at", BigInteger),  # it could be used after all
     PrimaryKeyConstraint("device_id", "epoch", "sequence"),
+    Index(
+        "quarantine_waits_for",
+        "waits_for",
+        sqlite_where=text("waits_for IS NOT NULL"),
+        postgresql_where=text("waits_for IS NOT NULL"),
+    ),
 )
 
 accounts = Table(  # store.travellers: who pays
@@ -140,7 +147,8 @@ travellers = Table(  # store.travellers: who rides; the open window's facts, wha
 lines = Table(  # store.books: every movement of every line
     "lines",
     metadata,
-    Column("transaction_id", String, primary_key=True),
+    Column("row_number", _Key, primary_key=True, autoincrement=True),
+    Column("transaction_id", String, nullable=False),  # stands once; the close checks it, for an index costs a page a line
     Column("line_id", String, nullable=False),
     Column("generation", Integer, nullable=False),  # even: booked; odd: reversed
     Column("booked_for", String, nullable=False),  # the fact whose coming made this movement
@@ -164,6 +172,7 @@ lines = Table(  # store.books: every movement of every line
 postings = Table(  # store.books
     "postings",
     metadata,
+    Column("row_number", _Key, primary_key=True, autoincrement=True),
     Column("transaction_id", String, nullable=False),
     Column("number", Integer, nullable=False),
     Column("code", String, nullable=False),
@@ -172,7 +181,6 @@ postings = Table(  # store.books
     Column("amount", BigInteger, nullable=False),
     Column("service_date", String(10), nullable=False),
     Column("accounting_date", String(10), nullable=False),
-    PrimaryKeyConstraint("transaction_id", "number"),
     Index("postings_accounting_date", "accounting_date"),
 )
 
