@@ -14,7 +14,7 @@ from rich.table import Table
 
 from clearing import store
 from clearing.agreements import Agreements, load_agreements
-from clearing.audit import audit_store
+from clearing.audit import AuditReport, audit_store
 from clearing.close import Closed, close_through, verify
 from fare_engine.application import Application
 from fare_engine.commands import Opened, Store, open_store
@@ -53,15 +53,8 @@ def audit(
 
     Exit code 1 if anything differs or was changed."""
     opened = open_store(data)
+    report = audit_date(opened, parse_date(service_date))
     with opened.database.read() as connection:
-        report = audit_store(
-            connection,
-            opened.tariff_folder,
-            opened.adopted,
-            opened.tariff,
-            opened.server_key,
-            end_of(opened.tariff, parse_date(service_date)),
-        )
         changed = verify(connection)
     for problem in changed:
         typer.echo(f"CHANGED {problem}")
@@ -93,17 +86,33 @@ def parse_date(text: str) -> str:
 
 def clear_date(opened: Opened, service_date: str) -> list[Closed]:
     """Let time pass to the end of the date, then close it and every open date before it."""
-    ends_at = end_of(opened.tariff, service_date)
-    application = Application(opened.tariff, opened.server_key)
-    with opened.database.read() as connection:
-        already = store.is_closed(connection, service_date)
-    while not already:
-        with opened.database.write() as connection:
-            if not application.advance(connection, ends_at):
-                break
+    let_time_pass(opened, service_date)
     agreements = agreements_of(opened.tariff, opened.tariff_folder)
     caps = opened.tariff.networks_of_caps()
     return close_through(opened.database, agreements, caps, service_date, lambda on: end_of(opened.tariff, on))
+
+
+def let_time_pass(opened: Opened, service_date: str) -> None:
+    """Charge overdue exits and release passes up to the end of a date that is not closed yet."""
+    application = Application(opened.tariff, opened.server_key)
+    with opened.database.read() as connection:
+        waiting = not store.is_closed(connection, service_date)
+    while waiting:
+        with opened.database.write() as connection:
+            waiting = bool(application.advance(connection, end_of(opened.tariff, service_date)))
+
+
+def audit_date(opened: Opened, service_date: str) -> AuditReport:
+    """Price every recorded tap again from scratch, as of the end of a date, and compare with the books."""
+    with opened.database.read() as connection:
+        return audit_store(
+            connection,
+            opened.tariff_folder,
+            opened.adopted,
+            opened.tariff,
+            opened.server_key,
+            end_of(opened.tariff, service_date),
+        )
 
 
 def end_of(tariff: CompiledTariff, service_date: str) -> int:
