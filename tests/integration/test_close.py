@@ -428,7 +428,8 @@ def test_a_leg_that_nobody_rode_and_one_that_is_not_booked_are_found(tmp_path: P
             "list_fare boat/boat of 2026-03-03 name no",
         ),
         (
-            "insert into postings select 'x', 0, code, debit, 'riders', 7, service_date, accounting_date"
+            "insert into postings (transaction_id, number, code, debit, credit, amount, service_date, accounting_date)"
+            " select 'x', 0, code, debit, 'riders', 7, service_date, accounting_date"
             " from postings where debit like 'fares:%' limit 1",
             BooksError,
             "fares accounts of 2026-03-03 would not be zero after the close",

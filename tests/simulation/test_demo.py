@@ -58,8 +58,11 @@ def test_the_same_seed_gives_the_same_statements_to_the_byte(demo: PlayedDemo, s
 
 
 def test_the_same_seed_gives_the_same_books(demo: PlayedDemo, same_demo: PlayedDemo) -> None:
-    for table in ("lines", "postings", "accounts", "tokens", "settlements", "pool_shares", "quarantine"):
+    for table in ("accounts", "tokens", "settlements", "pool_shares", "quarantine"):
         assert everything(demo.data)[table] == everything(same_demo.data)[table], table
+    for table in ("lines", "postings"):  # all but the number by which the database stores a row
+        rows, same = (sorted(tuple(map(str, row[1:])) for row in everything(found.data)[table]) for found in (demo, same_demo))
+        assert rows == same, table
 
 
 def test_another_seed_gives_another_day(demo: PlayedDemo, other_demo: PlayedDemo) -> None:
