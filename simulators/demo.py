@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import shutil
 import socket
@@ -22,6 +23,7 @@ from pathlib import Path
 from random import Random
 
 import typer
+import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -185,7 +187,9 @@ def play(data: Path, server: Server, count: int, seed: int, console: Console) ->
         f"{len(city.validators):,} validators, {len(riders):,} riders, {sold:,} passes sold ({time.monotonic() - begun:.1f} s)"
     )
     fleet = Fleet(city, troubles, server.url, ADOPTED)
-    asyncio.run(_play(fleet, server, opened, riders, troubles, midnight, console))
+    gc.freeze()  # the riders and their day live as long as the play: no collection needs to look at them
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_play(fleet, server, opened, riders, troubles, midnight, console))
     opened.database.dispose()
     return Played(city, riders, troubles, fleet.report, fleet.lost_taps, fleet.kept_out, time.monotonic() - begun)
 

@@ -81,7 +81,7 @@ MEDIA = {
     "ic_card": 5,
     "cash": 12,
 }
-RETURNS = 0.42
+RETURNS = 0.37
 """How many come back the same day by the same way."""
 
 

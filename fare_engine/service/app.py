@@ -66,6 +66,7 @@ def create_app(service: Service, routers: tuple[APIRouter, ...] = ()) -> FastAPI
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         gc.collect()
         gc.freeze()  # what is loaded by now lives as long as the process: keep collections short
+        gc.set_threshold(20_000, 20, 50)  # taps leave hardly any cycles: look for them less often
         worker = asyncio.create_task(_work(service))
         yield
         worker.cancel()

@@ -137,7 +137,7 @@ def test_engine_and_auditor_agree_on_every_leg_of_a_week(name: str, facts: list[
 
 @pytest.mark.prove
 @pytest.mark.parametrize("name", NAMES)
-@proof(20_000)
+@proof(5_000)
 @given(facts=st.one_of(days_of_facts(), days_of_facts(), days_of_facts(), weeks_of_facts()), wait=WAITS)
 def test_engine_and_auditor_agree_at_full_size(name: str, facts: list[Fact], wait: int) -> None:
     check_agreement(name, facts, wait)
