@@ -82,6 +82,10 @@ class Names:
         """An amount in the city's currency."""
         return format_amount(amount, self.tariff.currency, self.language)
 
+    def number(self, count: int) -> str:
+        """A count with the language's separators."""
+        return f"{count:,}".replace(",", ".") if self.language == "vi" else f"{count:,}"
+
     def clock(self, at: int | None) -> str:
         """Local time to the minute."""
         return to_datetime(at, self.tariff.zone).strftime("%H:%M") if at is not None else "–"

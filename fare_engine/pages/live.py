@@ -116,7 +116,7 @@ def _values(request: Request) -> dict[str, Any]:
     names = Names(service.tariff, language_of(request))
     shown = live_figures.shown(0 if demo else service.settings.public_delay_minutes * MINUTE_MS)
     before = live_figures.history[-HOT_MINUTES] if len(live_figures.history) >= HOT_MINUTES else Snapshot(0)
-    values: dict[str, Any] = {"demo": demo, "money": names.money, "figures": _counts(shown)}
+    values: dict[str, Any] = {"demo": demo, "money": names.money, "figures": _counts(shown, names)}
     least = 1 if demo else LEAST_SHOWN
     values["lines"] = [_line(network, shown, before, names, least) for network in _rail(service)]
     values["charged"] = service.application.charged
@@ -126,15 +126,15 @@ def _values(request: Request) -> dict[str, Any]:
     return values
 
 
-def _counts(shown: Snapshot) -> dict[str, Any]:
+def _counts(shown: Snapshot, names: Names) -> dict[str, Any]:
     by_mode: Counter[str] = Counter()
     for network, count in shown.by_network.items():
         by_mode[MODES.get(network) or ("taps_bus" if network.startswith("bus") else "taps_other")] += count
     return {
-        "taps": f"{shown.taps:,}".replace(",", "."),
-        "by_mode": [(key, f"{by_mode[key]:,}".replace(",", ".")) for key in sorted(by_mode)],
-        "devices": shown.devices,
-        "set_aside": shown.set_aside,
+        "taps": names.number(shown.taps),
+        "by_mode": [(key, names.number(by_mode[key])) for key in sorted(by_mode)],
+        "devices": names.number(shown.devices),
+        "set_aside": names.number(shown.set_aside),
     }
 
 
