@@ -23,6 +23,9 @@ from simulators import load_city
 from simulators.control import VirtualClock, control_key, control_routes, end_with_parent
 from validators import commands as terminal_commands
 
+KEPT_OPEN_S = 120
+"""How long a silent terminal keeps its connection: longer than it takes the next rider to come."""
+
 app = typer.Typer(name="motthe", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -38,7 +41,14 @@ def serve(
     settings = fare_commands.stored_settings(data)
     if adopt:
         settings = settings.model_copy(update={"adopt": tuple(adopt)})
-    uvicorn.run(web_application(settings, demo=demo), host=host, port=port, log_level="warning", access_log=False)
+    uvicorn.run(
+        web_application(settings, demo=demo),
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=KEPT_OPEN_S,
+    )
 
 
 def web_application(settings: Settings, *, demo: bool) -> FastAPI:

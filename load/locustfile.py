@@ -52,9 +52,9 @@ class NoWire:
 
 
 class TerminalUser(FastHttpUser):
-    """One terminal on one bus: a tap every second or so."""
+    """One terminal on one bus: a tap every five seconds."""
 
-    wait_time = constant_pacing(1.0)
+    wait_time = constant_pacing(5.0)
     connection_timeout = 10.0
     network_timeout = 10.0
 
