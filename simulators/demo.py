@@ -355,13 +355,14 @@ def print_links(console: Console, data: Path, url: str, played: Played, seed: in
     key = (data / "keys" / "server.key").read_bytes()
     shown = next((r for r in played.riders if r.profile == "bus and rail commuter" and r.card and len(r.day) >= 4), None)
     shown = shown or next((r for r in played.riders if r.card), None)
-    console.print(f"Live city     {url}/")
+    lines = [f"Live city     {url}/"]
     if shown is not None:
         number, pin = seeding.card_number(shown.rider_id, seed), seeding.pin_of(shown.rider_id, seed, key)
-        console.print(f"A rider       {url}/card      card {number}  PIN {pin}")
+        lines.append(f"A rider       {url}/card      card {number}  PIN {pin}")
     password = seeding.password_of("OP-HURC1", seed)
-    console.print(f"An operator   {url}/operator  user hurc1  password {password}")
-    console.print(f"Statements    {data / 'statements' / DAY}")
+    lines.append(f"An operator   {url}/operator  user hurc1  password {password}")
+    lines.append(f"Statements    {data / 'statements' / DAY}")
+    console.print("\n".join(lines), soft_wrap=True, highlight=False)
 
 
 app = typer.Typer()
