@@ -117,6 +117,8 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Server:
+        if not _is_free(self.port):
+            raise DemoError(f"port {self.port} of 127.0.0.1 is in use; --port names another, 0 picks a free one")
         arguments = ["serve", "--demo", "--port", str(self.port), "--data", str(self.data.resolve())]
         command = [sys.executable, "-m", "motthe", *arguments]
         self._process = subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE)  # it ends when this pipe does
@@ -158,6 +160,16 @@ class Server:
                 return bool(response.status == 200)
         except (urllib.error.URLError, OSError):
             return False
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _free_port() -> int:
