@@ -124,8 +124,9 @@ class Application:
                     change.facts.append(fact)
             else:
                 answers[event.tap_id] = TapAnswer(sequence=event.sequence, result="ACCEPTED")
-        for event in self._waiting_outcomes(connection, taps, now):
-            self._take_outcome(connection, event, in_group, known, changes)
+        waiting = receipts.find_waiting(connection, in_group.keys())
+        usable = [event for event in waiting if self._take_outcome(connection, event, in_group, known, changes) is None]
+        receipts.release_quarantined(connection, usable, now)
         folded, changed = self._change(connection, changes, now)
         answers.update(_quarantine_rejected(connection, rejected, self.tariff, now))
         for fact_id, traveller_id in owner.items():
@@ -229,12 +230,6 @@ class Application:
         else:
             change.facts.append(_cancellation(event, spoken_of))
         return None
-
-    def _waiting_outcomes(self, connection: Connection, taps: Sequence[ReceivedTap], now: int) -> list[TapEvent]:
-        """OUTCOME records that came before the taps they speak of, which are now here; they leave the quarantine."""
-        found = receipts.find_waiting(connection, {tap.event.tap_id for tap in taps})
-        receipts.release_quarantined(connection, found, now)
-        return found
 
     def _find_tap(
         self, connection: Connection, event: TapEvent, place: TapPlace, in_group: dict[FactId, TapEvent]

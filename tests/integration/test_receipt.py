@@ -602,6 +602,18 @@ def test_an_outcome_that_comes_before_the_backlog_it_speaks_of_still_acts(desk: 
     assert desk.balance("anna") == 0
 
 
+def test_an_outcome_whose_tap_comes_and_cannot_be_used_stays_set_aside(desk: Desk) -> None:
+    backlog = Stream("bus-1")
+    place = backlog.board("08:00", "nobody", decision=Decision.ADMITTED_ALONE)
+    live = Stream("bus-1", epoch=2, predecessor=backlog.as_predecessor())
+    live.outcome("08:05", place, Outcome.CANCELLED)
+    desk.taken(live.new())
+    desk.taken(backlog.new())
+    with desk.database.read() as connection:
+        rows = connection.exec_driver_sql("select reason, released_at from quarantine order by reason").all()
+    assert [tuple(row) for row in rows] == [("unknown_tap", None), ("unknown_token", None)]
+
+
 @pytest.mark.parametrize("together", [True, False], ids=["in one message", "later"])
 def test_a_refused_rider_whom_the_terminal_let_in_after_all_pays(desk: Desk, together: bool) -> None:
     desk.issue("dung", kind="prepaid")
