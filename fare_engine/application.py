@@ -20,7 +20,7 @@ from fare_engine.facts import Cancellation, Fact, Purchase, Tap, TapAction
 from fare_engine.ids import FactId, tap_id
 from fare_engine.pricing.fold import Folded
 from fare_engine.pricing.lines import Leg
-from fare_engine.pricing.periods import period_of
+from fare_engine.pricing.periods import spent
 from fare_engine.pricing.state import NEVER
 from fare_engine.service_day import DAY_MS, MINUTE_MS, to_date
 from fare_engine.store import books, receipts, registry, travellers
@@ -326,15 +326,8 @@ class Application:
         if version is None or leg.network_id is None:
             return ()
         terms = version.terms(leg.network_id, leg.route_id, leg.media, leg.rider_category)
-        counters = folded.state.counters
-        return tuple(
-            CapState(
-                cap.rule_id,
-                min(counters.get((cap.rule_id, period_of(cap, leg.service_day)), 0), cap.amount),
-                cap.amount,
-            )
-            for cap in (terms.caps if terms else ())
-        )
+        caps = terms.caps if terms else ()
+        return tuple(CapState(cap.rule_id, spent(folded.state, cap, leg), cap.amount) for cap in caps)
 
 
 def quarantine(

@@ -74,9 +74,9 @@ def decode(data: bytes) -> Record:
     return _decoder.decode(data)
 
 
-def price(tariff: CompiledTariff, record: Record, as_of: int) -> Folded:
+def price(tariff: CompiledTariff, record: Record, as_of: int, *, explain: bool = False) -> Folded:
     """The fold of a record's facts, each tap with the category that the traveller had at its time."""
-    return fold(tariff, with_categories(record, tariff.default_category), as_of, record.base)
+    return fold(tariff, with_categories(record, tariff.default_category), as_of, record.base, explain=explain)
 
 
 def with_categories(record: Record, default: str) -> Iterable[Fact]:

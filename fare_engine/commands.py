@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
+from fare_engine import quote as quoting
 from fare_engine.application import Application
 from fare_engine.errors import InputError, NotFoundError
 from fare_engine.pricing import batch
+from fare_engine.pricing import cases as priced_cases
 from fare_engine.service_day import parse_instant
 from fare_engine.settings import PROJECT, Settings
 from fare_engine.store import registry
@@ -97,6 +102,67 @@ def tariff_check(folder: Annotated[Path, typer.Argument(help="A city's folder, o
             f"{len(file.products)} products"
         )
     typer.echo("no fault found")
+
+
+@app.command()
+def quote(
+    tariff: TariffFolder,
+    start: Annotated[str | None, typer.Option("--from", help="The stop of the first tap, by id or name.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="The stop of the last tap.")] = None,
+    when: Annotated[str | None, typer.Option("--at", help="When the ride begins; local time unless it has an offset.")] = None,
+    minutes: Annotated[int, typer.Option(help="How long the ride takes.")] = 30,
+    rider: Annotated[str | None, typer.Option(help="The rider category. Default: the tariff's.")] = None,
+    media: Annotated[str | None, typer.Option(help="The medium. Default: the first that is not cash.")] = None,
+    mode: Annotated[str | None, typer.Option(help="The mode, or the network's id.")] = None,
+    route: Annotated[str | None, typer.Option(help="The route ridden.")] = None,
+    operator: Annotated[str | None, typer.Option(help="Who runs it.")] = None,
+    km: Annotated[float | None, typer.Option(help="How far the ride goes, where the price depends on it.")] = None,
+    rides: Annotated[
+        Path | None, typer.Option(help="Instead: a JSON file with a list of rides (docs/cases.md); - reads stdin.")
+    ] = None,
+    adopt: Annotated[list[str] | None, typer.Option(help="A proposed version to treat as in force; repeatable.")] = None,
+    why: Annotated[bool, typer.Option(help="Also why the other rules did not act.")] = False,
+    language: Annotated[str, typer.Option(help="vi or en.")] = "vi",
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines, in both languages.")] = False,
+) -> None:
+    """What a ride, or several, would cost, line by line, and why (docs/cli.md)."""
+    if language not in ("vi", "en"):
+        raise typer.BadParameter(f"--language {language!r}: vi or en")
+    compiled = load_compiled(tariff, adopt or [])
+    if rides is not None:
+        listed = quoting.read_rides_file(sys.stdin.read() if str(rides) == "-" else read_text(rides), str(rides))
+    elif when is None:
+        raise typer.BadParameter("a ride needs --at (and --from, --to), or --rides a file")
+    else:
+        listed = [quoting.one_ride(start, end, when, minutes, mode=mode, route=route, operator=operator, km=km)]
+    found = quoting.quote(compiled, listed, {"category": rider} if rider else {}, media or "", {}, why=why)
+    for priced in list(found):
+        if as_json:
+            typer.echo(json.dumps(priced, ensure_ascii=False, separators=(",", ":")))
+            continue
+        for line in quoting.as_text(compiled, priced, language):
+            typer.echo(line)
+
+
+@tariff_app.command("cases")
+def tariff_cases(
+    tariff: TariffFolder,
+    files: Annotated[list[Path], typer.Argument(help="Files of priced cases, format fare-cases/1.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a case, with charges and lines.")] = False,
+) -> None:
+    """Price published cases and compare (docs/cases.md). The exit code is 1 if a case of high confidence fails."""
+    loaded = load(tariff)
+    check(loaded)
+    cases = [case for path in files for case in priced_cases.read_cases(read_text(path), str(path))]
+    counts: Counter[str] = Counter()
+    failed = False
+    for outcome in priced_cases.run_cases(loaded, cases):
+        typer.echo(msgspec.json.encode(outcome).decode() if as_json else outcome.text())
+        counts[outcome.result] += 1
+        failed = failed or (outcome.result == "FAIL" and outcome.confidence == "high")
+    typer.echo(", ".join(f"{count} {result}" for result, count in sorted(counts.items())) or "no cases", err=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 def open_store(data: Path | None) -> Opened:

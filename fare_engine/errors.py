@@ -54,5 +54,9 @@ class NotFoundError(MottheError):
     """A named thing that does not exist."""
 
 
+class MissingFactError(MottheError):
+    """A ride cannot be priced for want of a fact, which the message names."""
+
+
 class CloseError(MottheError):
     """A service date that cannot be closed as asked."""

@@ -14,6 +14,25 @@ import msgspec
 TapAction: TypeAlias = Literal["entry", "exit", "board"]
 
 
+class Given(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """What a tap's device or the back office measured: it is used instead of what the network's files say."""
+
+    mode: str | None = None
+    areas: tuple[str, ...] = ()
+    """The areas of the place; a boundary station is in several."""
+    position: tuple[float, float] | None = None
+    """Latitude and longitude of the place."""
+    distance_m: int | None = None
+    """How far the ride went, in metres."""
+    chain_distance_m: int | None = None
+    """How far the legs priced as one went, up to this one."""
+    stops: int | None = None
+    """How many stops the ride went."""
+    route_length_m: int | None = None
+    list_fare: int | None = None
+    """The list fare, in minor units: the section that a conductor sold."""
+
+
 class Tap(msgspec.Struct, frozen=True, gc=False, tag="tap", array_like=True):
     """One presentation of a token at a device, as the fold sees it (EMV transit: a tap; TIDES: `fare_action`)."""
 
@@ -33,6 +52,7 @@ class Tap(msgspec.Struct, frozen=True, gc=False, tag="tap", array_like=True):
     operator_id: str | None = None
     """Who ran the vehicle or station at `at`; None: the route's agency."""
     persons: int = 1
+    given: Given | None = None
 
 
 class Purchase(msgspec.Struct, frozen=True, gc=False, tag="purchase", array_like=True):
@@ -47,6 +67,8 @@ class Purchase(msgspec.Struct, frozen=True, gc=False, tag="purchase", array_like
     media: str
     rider_category: str
     product_id: str
+    amount: int | None = None
+    """Money loaded, of a credit; None: the product's price."""
 
 
 class Cancellation(msgspec.Struct, frozen=True, gc=False, tag="cancellation", array_like=True):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from decimal import Decimal
 from fractions import Fraction
 
 
@@ -14,6 +15,26 @@ def percent_of(amount: int, percent: int) -> int:
     """`percent` per cent of `amount`, halves rounded away from zero: 50% of 7,001 is 3,501."""
     sign = -1 if amount < 0 else 1
     return sign * ((abs(amount) * percent * 2 + 100) // 200)
+
+
+def rounded_to(exact: Fraction, rounding: str, to: int = 1) -> int:
+    """An exact amount as a multiple of `to` minor units: `up` and `down` are away from and towards zero, `half_up` rounds a
+    half away from zero, `half_even` to the even multiple."""
+    units = abs(exact) / to
+    whole, rest = divmod(units.numerator, units.denominator)
+    twice = 2 * rest
+    if rest and (
+        rounding == "up"
+        or (rounding != "down" and twice > units.denominator)
+        or (twice == units.denominator and (rounding == "half_up" or (rounding == "half_even" and whole % 2 == 1)))
+    ):
+        whole += 1
+    return (-whole if exact < 0 else whole) * to
+
+
+def rate_of(amount: int, percent: Decimal) -> Fraction:
+    """`percent` per cent of an amount, exactly."""
+    return Fraction(amount) * Fraction(percent) / 100
 
 
 def whole_parts(price: int, parts: int, count: int) -> int:
@@ -55,10 +76,15 @@ def tie_break(salt: str, party: str) -> bytes:
     return hashlib.sha256(f"{salt}\x00{party}".encode()).digest()
 
 
-def format_amount(amount: int, currency: str, language: str = "vi") -> str:
-    """An amount as a rider reads it: `20.000 ₫` in Vietnamese, `₫20,000` in English, with a true minus sign."""
-    digits = f"{abs(amount):,}"
+def format_amount(amount: int, currency: str, language: str = "vi", minor_digits: int = 0) -> str:
+    """An amount as a rider reads it: `20.000 ₫` in Vietnamese, `₫20,000` in English, with a true minus sign; other currencies
+    with their code and `minor_digits` decimals."""
+    whole, minor = divmod(abs(amount), 10**minor_digits)
+    digits = f"{whole:,}"
     sign = "−" if amount < 0 else ""
     if currency != "VND":
-        return f"{sign}{digits} {currency}"
+        text = f"{digits}.{minor:0{minor_digits}}" if minor_digits else digits
+        if language == "vi":
+            text = text.translate(str.maketrans(",.", ".,"))
+        return f"{sign}{text} {currency}"
     return f"{sign}{digits.replace(',', '.')} ₫" if language == "vi" else f"{sign}₫{digits}"

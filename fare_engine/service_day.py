@@ -70,6 +70,11 @@ def parse_instant(text: str) -> int:
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError("a time needs its offset, as in 2026-03-02T07:58:00+07:00")
+    return to_instant(moment)
+
+
+def to_instant(moment: datetime) -> int:
+    """An aware datetime as an instant."""
     return int((moment - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(milliseconds=1))
 
 

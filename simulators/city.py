@@ -122,5 +122,7 @@ def _feeders(city: City) -> dict[str, list[tuple[str, str]]]:
 
 def _metres(city: City, one: str, other: str) -> float:
     a, b = city.tariff.network.stops[one], city.tariff.network.stops[other]
+    if a.lat is None or a.lon is None or b.lat is None or b.lon is None:
+        return math.inf
     x = math.radians(b.lon - a.lon) * math.cos(math.radians((a.lat + b.lat) / 2))
     return 6_371_000 * math.hypot(x, math.radians(b.lat - a.lat))

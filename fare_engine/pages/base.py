@@ -16,6 +16,7 @@ from fare_engine.money import format_amount
 from fare_engine.pages.words import WORDS
 from fare_engine.pricing.lines import Leg, Line
 from fare_engine.service_day import to_datetime
+from fare_engine.tariff.checks import KINDS
 from fare_engine.tariff.compile import CompiledTariff
 from fare_engine.tariff.model import OPERATORS, Name
 
@@ -80,7 +81,7 @@ class Names:
 
     def money(self, amount: int) -> str:
         """An amount in the city's currency."""
-        return format_amount(amount, self.tariff.currency, self.language)
+        return format_amount(amount, self.tariff.currency, self.language, self.tariff.minor_digits)
 
     def number(self, count: int) -> str:
         """A count with the language's separators."""
@@ -94,6 +95,11 @@ class Names:
         """A stop's name."""
         stop = self.tariff.network.stops.get(stop_id or "")
         return stop.name if stop else "–"
+
+    def place(self, stop_id: str) -> str:
+        """A stop's name, or what it was called where nobody knows it."""
+        stop = self.tariff.network.stops.get(stop_id)
+        return stop.name if stop else stop_id
 
     def party(self, party_id: str) -> str:
         """An operator's or a bearer's name."""
@@ -122,13 +128,16 @@ class Names:
             self._rules = {}
             for version in self.tariff.versions.values():
                 file = version.version.file
-                for rows in (file.discounts, file.joining_rules, file.caps, file.tap_rules):
-                    self._rules |= {row.rule_id: self.text(row.name) for row in rows}
+                for table in KINDS:
+                    named = [row for row in getattr(file, table) if table != "products" and row.name is not None]
+                    self._rules |= {row.rule_id: self.text(row.name) for row in named}
+                for best in file.best_of:
+                    self._rules |= {candidate.candidate_id: self.text(candidate.name) for candidate in best.candidates}
                 self._rules |= {product.product_id: self.text(product.name) for product in file.products}
         what = rule_id.partition("/")[2]
         if what in ("missing_exit", "missing_entry", "hold"):
             return self.words[f"rule_{what}"]
-        return self._rules.get(rule_id) or self._rules.get(what)
+        return self._rules.get(rule_id) or self._rules.get(what) or self._rules.get(rule_id.partition("/")[0])
 
     def rule(self, line: Line, leg: Leg | None) -> str:
         """What a line's rule is called."""

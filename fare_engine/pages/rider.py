@@ -16,7 +16,8 @@ from fare_engine.pages.base import Names, environment, language_of, page
 from fare_engine.pages.words import WORDS
 from fare_engine.pricing.fold import Folded
 from fare_engine.pricing.lines import Leg, Line, Sale
-from fare_engine.pricing.periods import period_of
+from fare_engine.pricing.periods import spent
+from fare_engine.pricing.why import others
 from fare_engine.service.app import Service, get_service
 from fare_engine.service_day import to_date
 from fare_engine.store import registry, travellers
@@ -82,7 +83,7 @@ def why(request: Request, leg: str) -> Response:
     with service.database.read() as connection:
         found = travellers.travellers_of_account(connection, account.account_id)
     for traveller in found:
-        folded = booking.price(service.tariff, traveller.record, service.clock())
+        folded = booking.price(service.tariff, traveller.record, service.clock(), explain=True)
         if leg in folded.legs or leg in folded.sales:
             return page(request, templates, "why.html", _why(leg, folded, traveller, names, service))
     return page(request, templates, "login.html", _login_values(request, "", None), 404)
@@ -204,6 +205,10 @@ def _why(leg_id: str, folded: Folded, traveller: Traveller, names: Names, servic
         "item": item,
         "names": names,
         "lines": [_line_out(line, leg, names) for line in lines if line.kind not in ("release", "expiry")],
+        "others": [
+            {"name": names.text(other.name), "reason": other.vi if names.language == "vi" else other.en, "rule_id": other.rule_id}
+            for other in (others(service.tariff, folded, leg) if leg else ())
+        ],
         "withdrawn": [_line_out(line, leg, names) for line in gone],
         "version": names.text(version.version.file.tariff.name) if version else "–",
     }
@@ -228,7 +233,6 @@ def _caps(folded: Folded, names: Names, service: Service) -> list[dict[str, Any]
     terms = version.terms(latest.network_id, latest.route_id, latest.media, latest.rider_category)
     found = []
     for cap in terms.caps if terms else ():
-        used = folded.state.counters.get((cap.rule_id, period_of(cap, latest.service_day)), 0)
-        spent = min(used, cap.amount)
-        found.append({"name": names.text(cap.name), "spent": spent, "amount": cap.amount, "percent": 100 * spent // cap.amount})
+        used = spent(folded.state, cap, latest)
+        found.append({"name": names.text(cap.name), "spent": used, "amount": cap.amount, "percent": 100 * used // cap.amount})
     return found

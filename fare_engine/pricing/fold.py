@@ -11,12 +11,27 @@ from collections.abc import Iterable
 import msgspec
 
 from fare_engine.facts import Fact, Purchase, Tap, in_order
-from fare_engine.pricing import legs, products
+from fare_engine.pricing import legs, products, rewards
 from fare_engine.pricing.lines import Leg, Line, LineKind, Sale
 from fare_engine.pricing.state import State
 from fare_engine.service_day import DAY_MS
 from fare_engine.tariff.compile import CompiledTariff, CompiledVersion, Terms
+from fare_engine.tariff.conditions import Ready
 from fare_engine.tariff.model import OPERATORS
+
+
+def _kept(state: State) -> list[Leg]:
+    """The legs that a state remembers."""
+    grouped = [leg for group in state.groups for leg in (group.first, group.last)]
+    return [*(owed.last for owed in state.owed), *grouped, *state.open_legs, *state.overdue, *state.joinable]
+
+
+class Passed(msgspec.Struct, frozen=True):
+    """A rule that was looked at for a leg and did not act: the condition that failed."""
+
+    leg_id: str
+    rule_id: str
+    reason: str
 
 
 class Folded(msgspec.Struct):
@@ -27,6 +42,8 @@ class Folded(msgspec.Struct):
     lines: list[Line]
     ignored: dict[str, str]
     state: State
+    passed: list[Passed] = []
+    """Where it was asked for: the rules that did not act."""
 
 
 class Fold:
@@ -35,11 +52,13 @@ class Fold:
     def __init__(self, tariff: CompiledTariff, state: State) -> None:
         self.tariff = tariff
         self.state = state
-        self.legs: dict[str, Leg] = {leg.leg_id: leg for leg in (*state.open_legs, *state.overdue, *state.joinable)}
+        self.legs: dict[str, Leg] = {leg.leg_id: leg for leg in _kept(state)}
         self.sales: dict[str, Sale] = {}
         self.lines: list[Line] = []
         self.ignored: dict[str, str] = {}
         self.cause = ""
+        self.trace: list[Passed] | None = None
+        """Where it is asked for: which rules were looked at for a leg and did not act, and why."""
 
     def take(self, fact: Tap | Purchase) -> None:
         """One fact, after everything that was due before it."""
@@ -60,6 +79,7 @@ class Fold:
             for leg in overdue:
                 legs.close_overdue(self, leg)
             products.pass_time(self, at)
+            rewards.pay_rebates(self, at)
             self.reckon_next_due()
         state.overdue = [leg for leg in state.overdue if leg.entry_at is not None and to - leg.entry_at < DAY_MS]
 
@@ -77,6 +97,22 @@ class Fold:
             return None
         return self.version_of(leg).terms(leg.network_id, leg.route_id, leg.media, leg.rider_category)
 
+    def holds(self, leg: Leg, conditions: Ready, rule_id: str) -> bool:
+        """Whether a leg meets a row's conditions, by the version that owns the leg."""
+        if conditions.always:
+            return True
+        version = self.version_of(leg)
+        failing = conditions.failing(leg, version.network, version.prices.groups)
+        if failing is None:
+            return True
+        self.passed(leg, rule_id, failing)
+        return False
+
+    def passed(self, leg: Leg, rule_id: str, reason: str) -> None:
+        """Note, where it is asked for, that a rule does not act."""
+        if self.trace is not None:
+            self.trace.append(Passed(leg.leg_id, rule_id, reason))
+
     def add_line(self, leg: Leg, kind: LineKind, rule_id: str, amount: int, bearer: str = "rider", version_id: str = "") -> None:
         """A line of a leg: a bearer who is neither the rider nor the operators pays what he takes off.
 
@@ -86,15 +122,18 @@ class Fold:
         self.lines.append(Line(leg.leg_id, kind, rule_id, amount, bearer, funded, self.cause, version_id, leg.service_day))
 
 
-def fold(tariff: CompiledTariff, facts: Iterable[Fact], as_of: int, state: State | None = None) -> Folded:
+def fold(
+    tariff: CompiledTariff, facts: Iterable[Fact], as_of: int, state: State | None = None, *, explain: bool = False
+) -> Folded:
     """The legs and lines of a traveller's facts, as known at the instant `as_of`; the same for any order of the facts.
 
-    `state` is what an earlier fold of older facts left. It is not changed."""
+    `state` is what an earlier fold of older facts left. It is not changed. `explain` also gives the rules that did not act."""
     work = Fold(tariff, copy_state(state) if state is not None else State())
+    work.trace = [] if explain else None
     for fact in in_order(facts):
         work.take(fact)
     work.advance(as_of)
-    return Folded(work.legs, work.sales, work.lines, work.ignored, work.state)
+    return Folded(work.legs, work.sales, work.lines, work.ignored, work.state, work.trace or [])
 
 
 def copy_state(state: State) -> State:

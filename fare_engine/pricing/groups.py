@@ -1,26 +1,29 @@
-"""Legs that are priced as a group: when the second of two joined legs is ridden, an amount comes off each.
+"""Legs that cost less because they belong together: transfers, reckoned on what each costs after discounts.
 
-A leg that costs its rider nothing joins nothing; an adjustment never makes a leg cheaper than free. The rule and its amounts
-are those of the version that owns the group's first leg."""
+A pair takes an amount off each of two legs when the second is ridden. A group is worth its dearest leg, or each leg a per
+cent of its own fare by position. A leg that costs its rider something takes part; nothing becomes cheaper than free."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fare_engine.pricing import periods
+from fare_engine.money import rate_of, rounded_to
+from fare_engine.pricing import joins, rewards
 from fare_engine.pricing.lines import Leg
+from fare_engine.pricing.state import Group
+from fare_engine.service_day import DAY_MS
 from fare_engine.tariff.compile import Join, Terms
 
 if TYPE_CHECKING:
     from fare_engine.pricing.fold import Fold
 
-LONGEST_RIDE_MS = 24 * 3_600_000
-
 
 def join(fold: Fold, leg: Leg, terms: Terms) -> None:
-    """Join the leg, just completed and not free, to the latest earlier leg that it fits, and offer it to later ones."""
+    """Join the leg, just completed and not free, to what it fits, and offer it to later ones."""
     state = fold.state
-    if not state.joinable and not terms.joins:
+    if terms.transfers or state.groups:
+        _join_groups(fold, leg, terms)
+    if not state.joinable and not terms.pairs:
         return
     transfers = 0
     for first in reversed(state.joinable):
@@ -28,53 +31,89 @@ def join(fold: Fold, leg: Leg, terms: Terms) -> None:
         if rule is not None:
             transfers = state.transfers.pop(first.leg_id, 0) + 1
             state.joinable.remove(first)
-            _adjust(fold, first, leg, rule)
+            _adjust_pair(fold, first, leg, rule)
             break
     _offer(fold, leg, terms, transfers)
 
 
+def _join_groups(fold: Fold, leg: Leg, terms: Terms) -> None:
+    own = [join.rule.rule_id for join in terms.transfers]
+    older = {group.rule_id: None for group in fold.state.groups if group.rule_id not in own and _after_discounts(fold, group)}
+    for rule_id in (*older, *own):
+        fitting = joins.latest_group(fold, rule_id, leg)
+        if fitting is None:
+            join = fold.version_of(leg).joins.get(rule_id)
+            if join is not None:
+                joins.begin_group(fold, join, leg, leg.net)
+            continue
+        group, join = fitting
+        pays = _pays(group, join, leg)
+        joins.extend_group(fold, group, leg)
+        if join.rule.restarts == "on_payment" and pays:
+            group.anchor = leg
+        group.worth = max(group.worth, leg.net)
+        if pays != leg.net:
+            owner = group.version_id if join.rule.owner == "first_leg" else leg.version_id
+            fold.add_line(leg, "transfer", rule_id, pays - leg.net, join.rule.bearer, owner)
+            leg.net = pays
+    joins.forget_groups(fold, joins.ended(leg))
+
+
+def _after_discounts(fold: Fold, group: Group) -> bool:
+    return fold.tariff.versions[group.version_id].joins[group.rule_id].rule.worth in ("dearest", "percents")
+
+
+def _pays(group: Group, join: Join, leg: Leg) -> int:
+    """What the group is worth with the leg, less what it was worth without it."""
+    if join.rule.worth == "dearest":
+        return max(0, leg.net - group.worth)
+    percents = join.rule.percents
+    position = group.transfers + 1
+    return rounded_to(rate_of(leg.net, percents[min(position, len(percents) - 1)]), "half_up")
+
+
 def _fitting(fold: Fold, first: Leg, second: Leg) -> Join | None:
-    """The rule, if any, by which `second` may follow `first`."""
-    assert first.entry_at is not None
-    assert second.entry_at is not None
+    """The rule, if any, by which `second` may follow `first` as a pair; the first leg's version owns it."""
     first_terms = fold.terms_of(first)
     if first_terms is None:
         return None
-    for candidate in first_terms.joins:
-        rule = candidate.rule
-        anchor = first.entry_at if rule.window_from == "entry" else first.exit_at
-        if (
-            second.network_id in candidate.to_networks
-            and anchor is not None
-            and fold.state.transfers.get(first.leg_id, 0) < rule.max_transfers
-            and candidate.fits_rider(second.media, second.rider_category)
-            and candidate.reaches(anchor, second.entry_at)
-        ):
+    for candidate in first_terms.pairs:
+        if fold.state.transfers.get(first.leg_id, 0) >= candidate.rule.max_transfers:
+            fold.passed(second, candidate.rule.rule_id, "max_transfers")
+            continue
+        reason = joins.failing(fold, candidate, first, second, first, first)
+        if reason is None:
+            if candidate.rule.owner == "leg":
+                return fold.version_of(second).joins.get(candidate.rule.rule_id)
             return candidate
+        fold.passed(second, candidate.rule.rule_id, reason)
     return None
 
 
-def _adjust(fold: Fold, first: Leg, second: Leg, join: Join) -> None:
+def _adjust_pair(fold: Fold, first: Leg, second: Leg, join: Join) -> None:
     rule = join.rule
+    second.follows = (*second.follows, (rule.rule_id, first.leg_id))
+    owner = first.version_id if rule.owner == "first_leg" else second.version_id
     first_terms = fold.terms_of(first)
     assert first_terms is not None
     off_first = min(rule.off_first, first.net)
-    off_second = min(rule.off_second, second.net)
+    off_second = rule.off_second + rounded_to(rate_of(second.net, rule.percent_off_second), "half_up")
+    off_second = min(off_second, second.net)
     if off_first:
         first.net -= off_first
-        fold.add_line(first, "transfer", rule.rule_id, -off_first, rule.bearer)
-        periods.count(fold, first, -off_first, first_terms)
+        fold.add_line(first, "transfer", rule.rule_id, -off_first, rule.bearer, owner)
+        rewards.change(fold, first, -off_first, first_terms)
     if off_second:
         second.net -= off_second
-        fold.add_line(second, "transfer", rule.rule_id, -off_second, rule.bearer, first.version_id)
+        fold.add_line(second, "transfer", rule.rule_id, -off_second, rule.bearer, owner)
 
 
 def _offer(fold: Fold, leg: Leg, terms: Terms, transfers: int) -> None:
-    """Keep the leg while it may be the first of a group, and forget those whose windows have closed."""
+    """Keep the leg while it may be the first of a pair, and forget those whose windows have closed."""
     state = fold.state
     if state.joinable:
-        _forget_closed(fold, _ended(leg))
-    if any(transfers < join.rule.max_transfers for join in terms.joins):
+        _forget_closed(fold, joins.ended(leg))
+    if any(transfers < join.rule.max_transfers for join in terms.pairs):
         state.joinable.append(leg)
         if transfers:
             state.transfers[leg.leg_id] = transfers
@@ -90,11 +129,5 @@ def _forget_closed(fold: Fold, now: int) -> None:
 def _still_joinable(fold: Fold, leg: Leg, now: int) -> bool:
     """A leg stays until the windows and the longest ride that may end in them have passed."""
     terms = fold.terms_of(leg)
-    waited = now - _ended(leg) - LONGEST_RIDE_MS
-    return terms is not None and any(waited <= join.window_ms for join in terms.joins)
-
-
-def _ended(leg: Leg) -> int:
-    ended = leg.exit_at if leg.exit_at is not None else leg.entry_at
-    assert ended is not None
-    return ended
+    waited = now - joins.ended(leg) - DAY_MS
+    return terms is not None and any(waited <= join.longest_ms for join in terms.pairs)

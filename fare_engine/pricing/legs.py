@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fare_engine.facts import Tap
-from fare_engine.money import percent_of
-from fare_engine.pricing import groups, periods, products
+from fare_engine.money import percent_of, rate_of, rounded_to
+from fare_engine.pricing import as_one, groups, periods, products, rewards
 from fare_engine.pricing.lines import Leg, LegStatus
 from fare_engine.pricing.state import NEVER
 from fare_engine.service_day import DAY_MS
-from fare_engine.tariff.compile import CompiledVersion, DatedDiscount, LegPrice, Terms
+from fare_engine.tariff.compile import CompiledVersion, LegPrice, NoPrice, ReadyDiscount, Terms
 
 if TYPE_CHECKING:
     from fare_engine.pricing.fold import Fold
@@ -21,24 +21,27 @@ if TYPE_CHECKING:
 
 def take_tap(fold: Fold, tap: Tap) -> None:
     """A tap begins a leg, ends one, or both."""
-    network = fold.tariff.network_of(tap.route_id, tap.stop_id)
+    mode = tap.given.mode if tap.given is not None else None
+    network = fold.tariff.network_of(tap.route_id, tap.stop_id, mode, tap.operator_id)
     if tap.action == "exit" and network is not None:
         leg = _open_leg(fold, tap, network)
         if leg is not None:
-            _complete(fold, leg, tap, network)
+            _complete(fold, leg, tap)
             return
-    version = fold.tariff.version_at(tap.at)
+    if fold.state.open_legs and tap.action != "exit":
+        _close_left_open(fold, tap, network)
+    version = products.version_for(fold, tap)
     terms = version.terms(network, tap.route_id, tap.media, tap.rider_category) if version and network else None
     if version is None or network is None or terms is None:
         leg = _begin(fold, tap, network, version, "unknown")
         leg.reason = _why_unknown(version, network)
+        fold.state.last_leg_id = leg.leg_id
     elif terms.tap_rule.taps == "entry":
         if tap.action == "exit":
             fold.ignored[tap.fact_id] = f"the network {network} has no exit taps"
             return
         leg = _begin(fold, tap, network, version, "complete")
-        price = version.leg_price(network, leg.from_stop_id, None, leg.media, leg.rider_category, (tap.at, tap.at))
-        settle(fold, leg, price, terms)
+        settle(fold, leg, version.prices.ride(leg), terms)
     elif tap.action == "exit":
         _exit_without_entry(fold, tap, network, version, terms)
     else:
@@ -46,9 +49,11 @@ def take_tap(fold: Fold, tap: Tap) -> None:
 
 
 def last_instant(fold: Fold, leg: Leg) -> int:
-    """The last instant at which an open leg's exit is in time."""
+    """The last instant at which an open leg's exit is in time; where an overstay only costs more, the last at which it counts."""
     terms = fold.terms_of(leg)
-    return NEVER if terms is None or leg.entry_at is None else leg.entry_at + terms.longest_stay_ms
+    if terms is None or leg.entry_at is None:
+        return NEVER
+    return leg.entry_at + (DAY_MS if terms.tap_rule.overstay == "surcharge" else terms.longest_stay_ms)
 
 
 def close_overdue(fold: Fold, leg: Leg) -> None:
@@ -58,24 +63,82 @@ def close_overdue(fold: Fold, leg: Leg) -> None:
     _close_without_exit(fold, leg)
 
 
-def settle(fold: Fold, leg: Leg, price: LegPrice | None, terms: Terms, *, joins: bool = True, capped: bool = True) -> None:
-    """The leg's price is known: list fare, product, discounts, then its group and its periods."""
-    if price is None:
-        leg.status = "unknown"
-        leg.reason = f"no rule of {leg.version_id} gives a fare on {leg.network_id} from {leg.from_stop_id} to {leg.to_stop_id}"
+def settle(fold: Fold, leg: Leg, price: LegPrice | NoPrice, terms: Terms) -> None:
+    """The leg's price is known: list fare, surcharges, product, legs priced as one, discounts, transfers, rewards, limits."""
+    complete = leg.status == "complete"
+    adjusted: list[as_one.Adjustment] | NoPrice = []
+    payer = None
+    if not isinstance(price, NoPrice):
+        leg.net, leg.base = price.amount, price.base
+        payer = products.find(fold, leg) if fold.state.lots and leg.net else None
+        continues = complete or (terms.tap_rule.missing_joins and leg.status == "missing_exit")
+        if leg.net and payer is None and continues and (terms.as_one or fold.state.groups):
+            adjusted = as_one.adjust(fold, leg, terms)
+    if isinstance(price, NoPrice) or isinstance(adjusted, NoPrice):
+        _leave_unknown(fold, leg, terms, price if isinstance(price, NoPrice) else adjusted)
         return
-    fold.add_line(leg, "list_fare", price.rule_id, price.amount)
-    if leg.persons > 1:
-        amount = price.amount * (leg.persons - 1)
-        fold.add_line(leg, "companions", price.rule_id, amount)
-    leg.net = price.amount
-    if leg.net and not (fold.state.lots and products.cover(fold, leg)):
+    _add_list_lines(fold, leg, price, terms)
+    for change in adjusted:
+        rule = change.join.rule
+        fold.add_line(leg, "transfer", rule.rule_id, change.amount, rule.bearer, change.version_id)
+    leg.net = price.amount + sum(change.amount for change in adjusted)
+    joins = complete and price.amount > 0
+    if payer is not None:
+        products.pay(fold, leg, payer)
+        joins = joins and leg.net > 0
+    elif leg.net:
         for discount in terms.discounts:
             _take_discount(fold, leg, discount)
-    if joins and leg.net:
+        joins = joins and leg.net > 0
+    if joins:
         groups.join(fold, leg, terms)
-    if capped and leg.net:
-        periods.count(fold, leg, leg.net, terms)
+    if terms.rewards and complete:
+        rewards.take(fold, leg, terms)
+    left = leg.net
+    if left and (complete or terms.tap_rule.missing_counts_toward_caps):
+        left = periods.count(fold, leg, left, terms)
+    if complete and (terms.rewards or terms.rebates):
+        rewards.count(fold, leg, terms, left)
+    products.use_credit(fold, left)
+    fold.state.last_leg_id = leg.leg_id
+
+
+def _leave_unknown(fold: Fold, leg: Leg, terms: Terms, price: object) -> None:
+    """No rule gives a price, or a fact is missing: the leg waits for whoever mends the tariff. It is not zero."""
+    assert isinstance(price, NoPrice)
+    leg.status = "unknown"
+    leg.net = 0
+    if price.missing:
+        leg.reason = f"missing fact: {price.missing}"
+    else:
+        leg.reason = f"no rule of {leg.version_id} gives a fare on {leg.network_id} from {leg.from_stop_id} to {leg.to_stop_id}"
+    if terms.as_one:
+        as_one.follow_unpriced(fold, leg, terms)
+    fold.state.last_leg_id = leg.leg_id
+
+
+def _add_list_lines(fold: Fold, leg: Leg, price: LegPrice, terms: Terms) -> None:
+    fold.add_line(leg, "list_fare", price.rule_id, price.amount)
+    if leg.persons > 1:
+        fold.add_line(leg, "companions", price.rule_id, price.amount * (leg.persons - 1))
+    for surcharge in terms.surcharges:
+        if fold.holds(leg, surcharge.ready, surcharge.rule.rule_id):
+            _surcharge(fold, leg, surcharge.rule.rule_id, surcharge.rule.amount, terms)
+    if _overstayed(leg, terms):
+        extra = fold.version_of(leg).prices.ride(leg, "overstay")
+        if isinstance(extra, LegPrice) and extra.amount:
+            _surcharge(fold, leg, extra.rule_id, extra.amount, terms)
+
+
+def _surcharge(fold: Fold, leg: Leg, rule_id: str, amount: int, terms: Terms) -> None:
+    fold.add_line(leg, "surcharge", rule_id, amount)
+    periods.count_surcharge(fold, leg, amount, terms)
+
+
+def _overstayed(leg: Leg, terms: Terms) -> bool:
+    if terms.tap_rule.overstay != "surcharge" or leg.entry_at is None or leg.exit_at is None:
+        return False
+    return leg.exit_at - leg.entry_at > terms.longest_stay_ms
 
 
 def _why_unknown(version: CompiledVersion | None, network: str | None) -> str:
@@ -101,36 +164,43 @@ def _begin(fold: Fold, tap: Tap, network: str | None, version: CompiledVersion |
         version_id=version.version_id if version else "",
         status=status,
         persons=tap.persons,
+        given=tap.given,
     )
     fold.legs[leg.leg_id] = leg
     return leg
 
 
-def _enter(fold: Fold, tap: Tap, network: str, version: CompiledVersion, terms: Terms) -> None:
+def _close_left_open(fold: Fold, tap: Tap, network: str | None) -> None:
     """An entry that finds its own token still inside means that the exit before it is missing."""
-    for left_open in fold.state.open_legs:
-        if left_open.token_id == tap.token_id and left_open.network_id == network:
-            _close_without_exit(fold, left_open)
-            break
+    for leg in [leg for leg in fold.state.open_legs if leg.token_id == tap.token_id]:
+        terms = fold.terms_of(leg)
+        if leg.network_id == network or (terms is not None and terms.tap_rule.closed_by == "any_entry"):
+            _close_without_exit(fold, leg)
+
+
+def _enter(fold: Fold, tap: Tap, network: str, version: CompiledVersion, terms: Terms) -> None:
     leg = _begin(fold, tap, network, version, "open")
-    if terms.tap_rule.hold == "highest_fare":
+    if terms.tap_rule.hold != "none":
         _hold(fold, leg, version, terms)
     fold.state.open_legs.append(leg)
     fold.reckon_next_due()
 
 
 def _hold(fold: Fold, leg: Leg, version: CompiledVersion, terms: Terms) -> None:
-    """Reserve what the leg can cost at most, after what is already certain to be taken off."""
-    assert leg.network_id is not None
-    assert leg.entry_at is not None
-    price = version.extreme_price(
-        "highest_fare", leg.network_id, leg.from_stop_id, "from", leg.media, leg.rider_category, leg.entry_at
-    )
-    if price is None or (fold.state.lots and products.find_lot(fold, leg, price.amount) is not None):
+    """Take a deposit, or reserve what the leg can cost at most after what is already certain to be taken off."""
+    if terms.tap_rule.hold == "priced":
+        price = version.prices.ride(leg, "hold")
+    else:
+        price = version.prices.extreme("highest_fare", leg, "from")
+    if isinstance(price, NoPrice):
         return
-    amount = price.amount
-    for discount in terms.discounts:
-        amount -= _discount(fold, leg, discount, amount)
+    leg.net = amount = price.amount
+    if fold.state.lots and products.find(fold, leg) is not None:
+        amount = 0
+    elif terms.tap_rule.hold == "highest_fare":
+        for discount in terms.discounts:
+            amount -= _discount(fold, leg, discount, amount)
+    leg.net = 0
     if amount:
         leg.hold = amount
         fold.add_line(leg, "hold", f"{terms.tap_rule.rule_id}/hold", amount)
@@ -142,7 +212,7 @@ def _release_hold(fold: Fold, leg: Leg, terms: Terms) -> None:
         leg.hold = 0
 
 
-def _complete(fold: Fold, leg: Leg, tap: Tap, network: str) -> None:
+def _complete(fold: Fold, leg: Leg, tap: Tap) -> None:
     """An exit ends an open leg, by the version that owns the leg."""
     fold.state.open_legs.remove(leg)
     fold.reckon_next_due()
@@ -152,15 +222,29 @@ def _complete(fold: Fold, leg: Leg, tap: Tap, network: str) -> None:
     _release_hold(fold, leg, terms)
     leg.to_stop_id = tap.stop_id
     leg.exit_at = tap.at
+    leg.exit_given = tap.given
+    if terms.tap_rule.owner == "exit":
+        terms = _by_the_exit(fold, leg, tap) or terms
     same_stop = leg.from_stop_id is not None and leg.from_stop_id == tap.stop_id
     if same_stop and terms.grace_ms and tap.at - leg.entry_at <= terms.grace_ms:
         leg.status = "cancelled"
+        fold.state.last_leg_id = leg.leg_id
         return
     leg.status = "complete"
-    price = fold.version_of(leg).leg_price(
-        network, leg.from_stop_id, leg.to_stop_id, leg.media, leg.rider_category, (leg.entry_at, tap.at)
-    )
-    settle(fold, leg, price, terms)
+    prices = fold.version_of(leg).prices
+    price = prices.ride(leg, "same_stop") if same_stop else NoPrice()
+    settle(fold, leg, prices.ride(leg) if isinstance(price, NoPrice) else price, terms)
+
+
+def _by_the_exit(fold: Fold, leg: Leg, tap: Tap) -> Terms | None:
+    """Where the tariff says so, a leg belongs to the version in force at its exit."""
+    version = fold.tariff.version_at(tap.at)
+    if version is None or leg.network_id is None:
+        return None
+    terms = version.terms(leg.network_id, leg.route_id, leg.media, leg.rider_category)
+    if terms is not None:
+        leg.version_id = version.version_id
+    return terms
 
 
 def _open_leg(fold: Fold, tap: Tap, network: str) -> Leg | None:
@@ -178,52 +262,60 @@ def _exit_without_entry(fold: Fold, tap: Tap, network: str, version: CompiledVer
             continue
         if own_terms.tap_rule.late_exit == "closes_leg":
             fold.state.overdue.remove(overdue)
-            overdue.to_stop_id, overdue.exit_at = tap.stop_id, tap.at
+            overdue.to_stop_id, overdue.exit_at, overdue.exit_given = tap.stop_id, tap.at, tap.given
             if overdue.status != "unknown":
                 overdue.status = "late_exit"
             return
     leg = _begin(fold, tap, network, version, "missing_entry")
     leg.entry_at, leg.exit_at = None, tap.at
     leg.from_stop_id, leg.to_stop_id = None, tap.stop_id
-    which = terms.tap_rule.missing_entry
-    price = version.extreme_price(which, network, tap.stop_id, "to", leg.media, leg.rider_category, tap.at)
-    _settle_incomplete(fold, leg, price, terms, "missing_entry")
+    leg.given, leg.exit_given = None, tap.given
+    _settle_incomplete(fold, leg, terms, version)
 
 
 def _close_without_exit(fold: Fold, leg: Leg) -> None:
     terms = fold.terms_of(leg)
     assert terms is not None
-    assert leg.network_id is not None
-    assert leg.entry_at is not None
     fold.state.open_legs.remove(leg)
     _release_hold(fold, leg, terms)
     leg.status = "missing_exit"
-    which = terms.tap_rule.missing_exit
-    price = fold.version_of(leg).extreme_price(
-        which, leg.network_id, leg.from_stop_id, "from", leg.media, leg.rider_category, leg.entry_at
-    )
-    _settle_incomplete(fold, leg, price, terms, "missing_exit")
+    _settle_incomplete(fold, leg, terms, fold.version_of(leg))
 
 
-def _settle_incomplete(fold: Fold, leg: Leg, price: LegPrice | None, terms: Terms, what: str) -> None:
-    if price is not None:
+def _settle_incomplete(fold: Fold, leg: Leg, terms: Terms, version: CompiledVersion) -> None:
+    """What a leg costs of which one tap is missing: its tap rule says the dearest or cheapest fare, or a price of its own."""
+    price: LegPrice | NoPrice
+    if leg.status == "missing_exit":
+        which, what = terms.tap_rule.missing_exit, "missing_exit"
+        price = version.prices.ride(leg, "missing_exit") if which == "priced" else version.prices.extreme(which, leg, "from")
+    else:
+        which, what = terms.tap_rule.missing_entry, "missing_entry"
+        price = version.prices.ride(leg, "missing_entry") if which == "priced" else version.prices.extreme(which, leg, "to")
+    if isinstance(price, LegPrice):
         price = LegPrice(price.amount, price.product_id, f"{terms.tap_rule.rule_id}/{what}")
-    settle(fold, leg, price, terms, joins=False, capped=terms.tap_rule.missing_counts_toward_caps)
+    settle(fold, leg, price, terms)
 
 
-def _discount(fold: Fold, leg: Leg, discount: DatedDiscount, amount: int) -> int:
+def _discount(fold: Fold, leg: Leg, discount: ReadyDiscount, amount: int) -> int:
     """What a discount would take off an amount of this leg now."""
     rule = discount.rule
-    if not amount or not discount.holds_on(leg.service_day):
+    if not amount or not fold.holds(leg, discount.ready, rule.rule_id):
         return 0
     if rule.quota_per_day and fold.state.counters.get((rule.rule_id, leg.service_day), 0) >= rule.quota_per_day:
+        fold.passed(leg, rule.rule_id, "quota_per_day")
         return 0
-    if rule.kind == "percent":
-        return percent_of(amount, rule.value)
-    return min(rule.value, amount) if rule.kind == "amount" else max(0, amount - rule.value)
+    if rule.kind != "percent":
+        value = int(rule.value)
+        return min(value, amount) if rule.kind == "amount" else max(0, amount - value)
+    if discount.percent is not None:
+        return percent_of(amount, discount.percent)
+    off = rate_of(amount, rule.value)
+    if rule.round == "left":
+        return max(0, amount - rounded_to(amount - off, rule.rounding, rule.round_to))
+    return min(amount, rounded_to(off, rule.rounding, rule.round_to))
 
 
-def _take_discount(fold: Fold, leg: Leg, discount: DatedDiscount) -> None:
+def _take_discount(fold: Fold, leg: Leg, discount: ReadyDiscount) -> None:
     off = _discount(fold, leg, discount, leg.net)
     if not off:
         return

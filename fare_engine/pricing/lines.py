@@ -10,15 +10,19 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from fare_engine.facts import Given
 from fare_engine.ids import LineId
 
 LineKind: TypeAlias = Literal[
     "list_fare",  # what the tariff's table says
+    "surcharge",  # on top of the fare: an access fee, an overstay
     "companions",  # further persons on the same tap, at the list fare
     "product",  # covered by a pass or by a book's coupon
     "discount",  # a concession or campaign
     "transfer",  # an adjustment because legs form a group
+    "reward",  # the n-th ride costs less
     "cap",  # what a cap takes off, or gives back when an earlier leg became cheaper
+    "rebate",  # given back after a period
     "hold",  # taken at entry and given back at settlement
     "sale",  # the price of a pass or book
     "release",  # one day's part of a pass's price, for sharing: no rider's money moves
@@ -75,6 +79,17 @@ class Leg(msgspec.Struct, gc=False):
     net: int = 0
     """What the holder pays for it so far, before caps."""
     reason: str = ""
+    given: Given | None = None
+    """What the first tap brought along; of the last tap: `exit_given`."""
+    exit_given: Given | None = None
+    base: int = 0
+    """The part of its list fare that is paid once where legs share a base."""
+    follows: tuple[tuple[str, str], ...] = ()
+    """(joining rule, the earlier leg): what it was joined to."""
+    counted: dict[str, int] = {}
+    """Of rules that must know it again: what it cost when a window with candidates counted it; its number for a reward."""
+    periods: dict[str, int] = {}
+    """Rule id → the period it was counted in, of rules whose periods begin with a leg."""
 
 
 class Sale(msgspec.Struct, frozen=True, gc=False):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fare_engine.facts import Purchase
+from fare_engine.facts import Purchase, Tap
 from fare_engine.money import whole_parts
 from fare_engine.pricing.lines import Leg, Line, LineKind, Sale
 from fare_engine.pricing.state import NEVER, Lot
-from fare_engine.service_day import day_starts_at, to_date, to_day
+from fare_engine.service_day import day_starts_at, monday_of, month_of, to_date, to_day
+from fare_engine.tariff.compile import CompiledVersion, NoPrice
 from fare_engine.tariff.model import Product
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ def take_purchase(fold: Fold, purchase: Purchase) -> None:
         purchase.fact_id, product.product_id, purchase.token_id, purchase.media, purchase.at, day, version.version_id
     )
     lot = Lot(purchase.fact_id, product.product_id, version.version_id, day, None, None, 0, NEVER)
+    if product.kind == "credit":
+        lot.loaded = product.price if purchase.amount is None else purchase.amount
+        lot.token_id = purchase.token_id
+        fold.state.lots.append(lot)
+        return
     _add_line(fold, lot, "sale", product.price, 0, day)
     fold.state.lots.append(lot)
     if product.kind == "book":
@@ -44,11 +50,37 @@ def take_purchase(fold: Fold, purchase: Purchase) -> None:
     fold.reckon_next_due()
 
 
-def cover(fold: Fold, leg: Leg) -> bool:
-    """Pay the leg from a pass or a coupon, if the traveller has one that fits."""
-    lot = find_lot(fold, leg, leg.net)
-    if lot is None:
-        return False
+def find(fold: Fold, leg: Leg) -> tuple[Lot, int] | None:
+    """The lot that pays for a leg whose list fare is its net, and what is then left to pay: the lot that leaves the least,
+    passes before books, then the older one. None where no lot takes anything off."""
+    best: tuple[Lot, int] | None = None
+    book: Lot | None = None
+    for lot in fold.state.lots:
+        product = product_of(fold, lot)
+        if product.kind == "credit" or not _in_hand(product, lot, leg):
+            continue
+        version = fold.tariff.versions[lot.version_id]
+        conditions = version.product_conditions[product.product_id]
+        if version.covers(product, conditions, leg):
+            if product.kind == "pass":
+                return lot, 0
+            book = book or lot
+            continue
+        if (
+            product.kind != "pass"
+            or conditions.within_places is None
+            or not version.covers(product, conditions, leg, whole=False)
+        ):
+            continue
+        extension = fold.version_of(leg).prices.ride(leg, "extension", candidate=product.product_id)
+        if not isinstance(extension, NoPrice) and extension.amount < (best[1] if best else leg.net):
+            best = lot, extension.amount
+    return (book, 0) if book is not None else best
+
+
+def pay(fold: Fold, leg: Leg, payer: tuple[Lot, int]) -> None:
+    """Pay a leg from a pass or a coupon."""
+    lot, left = payer
     product = product_of(fold, lot)
     funded = 0
     if product.kind == "book":
@@ -58,29 +90,38 @@ def cover(fold: Fold, leg: Leg) -> bool:
         _begin_pass(fold, lot, leg.service_day)
         fold.reckon_next_due()
     bearer, rule = f"product:{product.product_id}", f"product/{product.product_id}"
-    fold.lines.append(Line(leg.leg_id, "product", rule, -leg.net, bearer, funded, fold.cause, leg.version_id, leg.service_day))
-    leg.net = 0
-    return True
+    off = leg.net - left
+    fold.lines.append(Line(leg.leg_id, "product", rule, -off, bearer, funded, fold.cause, leg.version_id, leg.service_day))
+    leg.net = left
 
 
-def find_lot(fold: Fold, leg: Leg, list_fare: int) -> Lot | None:
-    """The lot that pays for a leg of this list fare: passes before books, then the older one."""
-    best: Lot | None = None
+def version_for(fold: Fold, tap: Tap) -> CompiledVersion | None:
+    """The version that prices a leg begun by this tap: the one in force, or the one under which credit that keeps its price
+    was bought, while there is some left."""
     for lot in fold.state.lots:
         product = product_of(fold, lot)
-        if not _covers(product, lot, leg, list_fare):
-            continue
-        if product.kind == "pass":
-            return lot
-        best = best or lot
-    return best
+        if product.kind == "credit" and product.keeps_price and tap.token_id == lot.token_id:
+            return fold.tariff.versions[lot.version_id]
+    return fold.tariff.version_at(tap.at)
+
+
+def use_credit(fold: Fold, charge: int) -> None:
+    """A charge is paid from the oldest credit first; a credit used up keeps no price any more."""
+    if not fold.state.lots:
+        return
+    for lot in [lot for lot in fold.state.lots if lot.loaded]:
+        taken = min(charge, lot.loaded - lot.used)
+        lot.used += taken
+        charge -= taken
+        if lot.used == lot.loaded:
+            fold.state.lots.remove(lot)
 
 
 def pass_time(fold: Fold, at: int) -> None:
     """What lots do at an instant: a pass's next day begins, a pass ends, a book's rest is released for sharing."""
     for lot in [lot for lot in fold.state.lots if lot.next_due == at]:
         product = product_of(fold, lot)
-        if product.kind == "pass" and lot.used < product.days:
+        if product.kind == "pass" and lot.first_day is not None and lot.used < _days(product, lot.first_day):
             fold.cause = f"{lot.lot_id}/day/{lot.used + 1}"
             _release_day(fold, lot)
             continue
@@ -96,21 +137,27 @@ def product_of(fold: Fold, lot: Lot) -> Product:
     return fold.tariff.versions[lot.version_id].products[lot.product_id]
 
 
-def _covers(product: Product, lot: Lot, leg: Leg, list_fare: int) -> bool:
-    if leg.network_id not in product.networks:
-        return False
-    if product.rider_categories and leg.rider_category not in product.rider_categories:
-        return False
+def _in_hand(product: Product, lot: Lot, leg: Leg) -> bool:
+    """Whether a lot is valid on the leg's day, and has a coupon for its list fare."""
     if lot.first_day is not None and lot.last_day is not None and not lot.first_day <= leg.service_day <= lot.last_day:
         return False
     if product.kind == "book":
-        return lot.used < product.trips and (not product.covers_up_to or list_fare <= product.covers_up_to)
+        return lot.used < product.trips and (not product.covers_up_to or leg.net <= product.covers_up_to)
     return True
 
 
 def _begin_pass(fold: Fold, lot: Lot, day: int) -> None:
-    lot.first_day, lot.last_day = day, day + product_of(fold, lot).days - 1
+    lot.first_day, lot.last_day = day, day + _days(product_of(fold, lot), day) - 1
     _release_day(fold, lot)
+
+
+def _days(product: Product, first: int) -> int:
+    """How many service days a pass that begins on a day is valid."""
+    if product.lasts == "week":
+        return monday_of(first) + 7 - first
+    if product.lasts == "month":
+        return (to_date(month_of(first) + 31).replace(day=1) - to_date(first)).days
+    return product.days
 
 
 def _release_day(fold: Fold, lot: Lot) -> None:
@@ -118,9 +165,10 @@ def _release_day(fold: Fold, lot: Lot) -> None:
     product = product_of(fold, lot)
     assert lot.first_day is not None
     day = lot.first_day + lot.used
-    _add_line(fold, lot, "release", 0, _part(product.price, product.days, lot.used), day)
+    days = _days(product, lot.first_day)
+    _add_line(fold, lot, "release", 0, _part(product.price, days, lot.used), day)
     lot.used += 1
-    lot.next_due = _starts_at(fold, lot, day + (1 if lot.used < product.days else KEPT_DAYS))
+    lot.next_due = _starts_at(fold, lot, day + (1 if lot.used < days else KEPT_DAYS))
 
 
 def _add_line(fold: Fold, lot: Lot, kind: LineKind, amount: int, funded: int, day: int) -> None:

@@ -26,6 +26,38 @@ class Lot(msgspec.Struct, gc=False):
     """Of a book: coupons; of a pass: days whose part of the price is released."""
     next_due: int
     """When its next day begins, or after its last day."""
+    loaded: int = 0
+    """Credit: the money loaded."""
+    token_id: str = ""
+    """Credit: the token that holds it."""
+
+
+class Group(msgspec.Struct, gc=False):
+    """Legs that a joining rule has put together so far."""
+
+    rule_id: str
+    version_id: str
+    first: Leg
+    anchor: Leg
+    """The leg from which a window of the first leg runs."""
+    last: Leg
+    transfers: int
+    worth: int
+    legs: list[Leg] = []
+    """All of them, where what they are worth looks at every one."""
+
+
+class Owed(msgspec.Struct, gc=False):
+    """What a rebate's period holds so far."""
+
+    rule_id: str
+    version_id: str
+    period: int
+    due: int
+    """The instant at which the period has ended."""
+    spent: int
+    legs: int
+    last: Leg
 
 
 class State(msgspec.Struct):
@@ -40,10 +72,22 @@ class State(msgspec.Struct):
     """Of a joinable leg: how many transfers its group has had."""
     counters: dict[tuple[str, int], int] = {}
     """(cap or discount id, first day of its period) → amount or number so far."""
+    groups: list[Group] = []
+    """Of joining rules other than pairs; the one joined last stands last."""
+    last_leg_id: str = ""
+    """The leg settled last."""
+    anchors: dict[str, int] = {}
+    """Rule id → where its running period began, of periods that begin with a leg."""
+    owners: dict[tuple[str, int], str] = {}
+    """(cap, period) → the version of its first leg, of caps whose amount it owns."""
+    windows: dict[tuple[str, int], list[int]] = {}
+    """(window with candidates, period) → what each choice would cost so far."""
+    owed: list[Owed] = []
     lots: list[Lot] = []
     next_due: int = NEVER
     """The next instant at which something happens without a tap."""
 
     def set_next_due(self, longest_stays: list[int]) -> None:
-        """Recompute `next_due` from the open legs' last instants (given) and the lots' ends."""
-        self.next_due = min([*longest_stays, *(lot.next_due for lot in self.lots)], default=NEVER)
+        """Recompute `next_due` from the open legs' last instants (given), the lots' ends and the rebates' periods."""
+        dues = [*longest_stays, *(lot.next_due for lot in self.lots), *(owed.due for owed in self.owed)]
+        self.next_due = min(dues, default=NEVER)

@@ -4,69 +4,122 @@ A lookup's first question is answered from the tables and remembered; a tariff n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Collection
+from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 from fare_engine.errors import Fault, TariffError
-from fare_engine.service_day import DAY_MS, MINUTE_MS, local_ms, service_day, to_day, weekday_of
+from fare_engine.facts import Given
+from fare_engine.service_day import DAY_MS, MINUTE_MS, local_ms, service_day, to_day
 from fare_engine.tariff.checks import check
+from fare_engine.tariff.conditions import FOREVER, Places, Ready, Ride, areas_of, names_route, places, ready, static_failing
 from fare_engine.tariff.files import load
 from fare_engine.tariff.model import (
+    AS_ONE,
+    BestOf,
+    Candidate,
     Cap,
+    Conditions,
     Discount,
-    FareLegRule,
     JoiningRule,
+    LinkFields,
     Network,
+    Rebate,
+    Reward,
+    Surcharge,
     TapRule,
     Tariff,
     Version,
 )
+from fare_engine.tariff.prices import LegPrice, NoPrice, Prices, make_room
 
-FOREVER = 10**9
-REMEMBERED = 100_000
-End: TypeAlias = Literal["from", "to"]
-WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+__all__ = ["CompiledTariff", "CompiledVersion", "LegPrice", "NoPrice", "Terms", "load_compiled"]
 
 
-class LegPrice(msgspec.Struct, frozen=True):
-    """The list fare of a leg: the product, its amount, and the rule that led to it (`leg_group_id/fare_product_id`)."""
-
-    amount: int
-    product_id: str
-    rule_id: str
-
-
-class DatedDiscount(msgspec.Struct, frozen=True):
-    """A discount with its dates as day numbers."""
+class ReadyDiscount(msgspec.Struct, frozen=True):
+    """A discount, ready to be asked. `percent` is its per cent where plain whole numbers do."""
 
     rule: Discount
-    first_day: int
-    last_day: int
-    weekdays: frozenset[int]
-
-    def holds_on(self, day: int) -> bool:
-        """Whether the discount is given on a service day."""
-        return self.first_day <= day <= self.last_day and (not self.weekdays or weekday_of(day) in self.weekdays)
+    ready: Ready
+    percent: int | None
 
 
-class Join(msgspec.Struct, frozen=True):
-    """A joining rule with its window in milliseconds and its networks as sets."""
+class ReadySurcharge(msgspec.Struct, frozen=True):
+    """A surcharge, ready to be asked."""
 
-    rule: JoiningRule
+    rule: Surcharge
+    ready: Ready
+
+
+class Link(msgspec.Struct, frozen=True):
+    """When a leg may follow another, with its window in milliseconds."""
+
+    fields: LinkFields
+    from_networks: frozenset[str]
     to_networks: frozenset[str]
-    fits_rider: Callable[[str, str], bool]
-    """Whether the rule is for a medium and a rider category."""
+    from_places: Places | None
+    to_places: Places | None
+    stop_pairs: tuple[tuple[Places, Places], ...]
+    timeframes: frozenset[str]
     window_ms: int
     tick_ms: int
 
     def reaches(self, anchor: int, entry_at: int) -> bool:
-        """Whether an entry lies inside the window that the anchor opened, at the rule's resolution."""
+        """Whether an entry lies inside the window that the anchor opened, at the link's resolution."""
+        if not self.window_ms:
+            return True
         waited = entry_at // self.tick_ms * self.tick_ms - anchor // self.tick_ms * self.tick_ms
-        return 0 <= waited <= self.window_ms if self.rule.end == "at" else 0 <= waited < self.window_ms
+        return 0 <= waited <= self.window_ms if self.fields.end == "at" else 0 <= waited < self.window_ms
+
+
+class Join(msgspec.Struct, frozen=True):
+    """A joining rule, ready to be asked."""
+
+    rule: JoiningRule
+    ready: Ready
+    links: tuple[Link, ...]
+    longest_ms: int
+    """How long after an earlier leg another may still begin, at most."""
+
+    def fits_rider(self, media: str, category: str) -> bool:
+        """Whether the rule is for a medium and a rider category."""
+        rule = self.rule
+        named = not rule.media or media in rule.media or media.split(":")[0] in rule.media
+        return named and (not rule.rider_categories or category in rule.rider_categories) and media not in rule.except_media
+
+
+class ReadyCap(msgspec.Struct, frozen=True):
+    """A cap, ready to be asked."""
+
+    rule: Cap
+    ready: Ready
+
+
+class ReadyBest(msgspec.Struct, frozen=True):
+    """A window with candidates, ready to be asked: every choice of candidates, with what the choice itself costs."""
+
+    rule: BestOf
+    ready: Ready
+    candidates: tuple[tuple[Candidate, Ready], ...]
+    choices: tuple[tuple[int, ...], ...]
+    """Indexes of the candidates taken; the first choice takes none."""
+    prices: tuple[int, ...]
+
+
+class ReadyReward(msgspec.Struct, frozen=True):
+    """A reward, ready to be asked."""
+
+    rule: Reward
+    ready: Ready
+
+
+class ReadyRebate(msgspec.Struct, frozen=True):
+    """A rebate, ready to be asked."""
+
+    rule: Rebate
+    ready: Ready
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -75,10 +128,19 @@ class Terms(msgspec.Struct, frozen=True):
     tap_rule: TapRule
     longest_stay_ms: int
     grace_ms: int
-    discounts: tuple[DatedDiscount, ...]
-    joins: tuple[Join, ...]
-    """Rules for which such a leg may be the first."""
+    surcharges: tuple[ReadySurcharge, ...]
+    as_one: tuple[Join, ...]
+    """Rules by which such a leg may begin, or join, legs priced as one."""
+    discounts: tuple[ReadyDiscount, ...]
+    transfers: tuple[Join, ...]
+    """Rules with a group's worth after discounts by which such a leg may begin, or join, a group."""
+    pairs: tuple[Join, ...]
+    """Rules for which such a leg may be the first of a pair."""
+    rewards: tuple[ReadyReward, ...]
+    limits: tuple[ReadyCap | ReadyBest, ...]
+    """Caps and windows with candidates, in the order in which they act."""
     caps: tuple[Cap, ...]
+    rebates: tuple[ReadyRebate, ...]
 
 
 class CompiledVersion:
@@ -95,18 +157,16 @@ class CompiledVersion:
         self.zone = network.timezone
         self.version = version
         self.network = network
+        self.prices = Prices(version, network)
         self.products = {product.product_id: product for product in version.file.products}
         self.default_category = version.default_category
+        self.joins = {row.rule_id: _join(row, network) for row in version.file.joining_rules}
+        self.product_conditions = {row.product_id: ready(row, network) for row in version.file.products}
+        self.caps = {row.rule_id: ReadyCap(row, ready(row, network)) for row in version.file.caps}
+        self.best = {row.rule_id: _best(row, network) for row in version.file.best_of}
+        self.rebates = {row.rule_id: row for row in version.file.rebates}
         self._tap_rules = {name: rule for rule in version.file.tap_rules for name in rule.networks}
-        self._timed = bool(version.timeframes)
-        self._prices: dict[tuple[object, ...], LegPrice | None] = {}
-        self._extremes: dict[tuple[object, ...], LegPrice | None] = {}
         self._terms: dict[tuple[str, str | None, str, str], Terms | None] = {}
-        self._named = {
-            field: frozenset(getattr(rule, field) for rule in version.leg_rules) - {None}
-            for field in ("network_id", "from_area_id", "to_area_id")
-        }
-        self._amounts = {(row.fare_product_id, row.rider_category_id, row.fare_media_id): row.amount for row in version.products}
 
     def service_day(self, at: int) -> int:
         """The service day of an instant under this version."""
@@ -116,40 +176,23 @@ class CompiledVersion:
         """What holds for such a leg; None where the version says nothing of the network."""
         key = (network, route, media, category)
         if key not in self._terms:
-            _make_room(self._terms)
+            make_room(self._terms)
             self._terms[key] = self._find_terms(*key)
         return self._terms[key]
 
-    def leg_price(
-        self,
-        network: str,
-        from_stop: str | None,
-        to_stop: str | None,
-        media: str,
-        category: str,
-        times: tuple[int, int],
-    ) -> LegPrice | None:
-        """The list fare between two stops (None: not known or not asked), or None where no rule gives one.
+    def holds(self, conditions: Ready, ride: Ride) -> bool:
+        """Whether a leg meets the conditions that depend on it."""
+        return conditions.always or conditions.failing(ride, self.network, self.prices.groups) is None
 
-        `times` are entry and exit; only a tariff with timeframes looks at them."""
-        moment = self._timeframe_groups(times[0]), self._timeframe_groups(times[1])
-        key = (network, from_stop, to_stop, media, category, moment)
-        if key not in self._prices:
-            _make_room(self._prices)
-            self._prices[key] = self._find_price(network, self._areas(from_stop), self._areas(to_stop), media, category, moment)
-        return self._prices[key]
+    def covers(self, row: Conditions, conditions: Ready, ride: Ride, *, whole: bool = True) -> bool:
+        """Whether a candidate is for a leg; with `whole` false also where the leg leaves its areas."""
+        if ride.network_id is None or static_failing(row, ride.network_id, ride.route_id, ride.media, ride.rider_category):
+            return False
+        return conditions.failing(ride, self.network, self.prices.groups, whole=whole) is None
 
-    def extreme_price(
-        self, which: str, network: str, stop: str | None, end: End, media: str, category: str, at: int
-    ) -> LegPrice | None:
-        """The `highest_fare` or `lowest_fare` of a leg of which only one end is known: `stop` is where it begins (`from`) or
-        ends (`to`). For missing taps and holds."""
-        moment = self._timeframe_groups(at)
-        key = (which, network, stop, end, media, category, moment)
-        if key not in self._extremes:
-            _make_room(self._extremes)
-            self._extremes[key] = self._find_extreme(which, network, stop, end, media, category, (moment, moment))
-        return self._extremes[key]
+    def areas_of(self, stop: str | None, given: Given | None) -> Collection[str]:
+        """The areas of a leg's end."""
+        return areas_of(self.network, stop, given)
 
     def _find_terms(self, network: str, route: str | None, media: str, category: str) -> Terms | None:
         tap_rule = self._tap_rules.get(network)
@@ -157,101 +200,43 @@ class CompiledVersion:
             return None
         file = self.version.file
 
-        def for_rider(row: Discount | JoiningRule | Cap) -> bool:
-            return _is_for(row, media, category)
+        def for_leg(row: Conditions) -> bool:
+            return static_failing(row, network, route, media, category) is None
 
+        joins = [join for join in self.joins.values() if for_leg(join.rule) and _may_take_part(join, network)]
         return Terms(
             tap_rule=tap_rule,
             longest_stay_ms=tap_rule.longest_stay_minutes * MINUTE_MS,
             grace_ms=tap_rule.same_stop_grace_minutes * MINUTE_MS,
-            discounts=tuple(_dated(row) for row in file.discounts if for_rider(row) and _on_leg(row, network, route)),
-            joins=tuple(_join(row) for row in file.joining_rules if for_rider(row) and network in row.from_networks),
-            caps=tuple(row for row in file.caps if for_rider(row) and _any_or_in(row.networks, network)),
+            surcharges=tuple(ReadySurcharge(row, ready(row, self.network)) for row in file.surcharges if for_leg(row)),
+            as_one=tuple(join for join in joins if join.rule.worth in AS_ONE),
+            discounts=tuple(_discount(row, self.network) for row in file.discounts if for_leg(row)),
+            transfers=tuple(join for join in joins if join.rule.worth in ("dearest", "percents")),
+            pairs=tuple(join for join in joins if join.rule.worth == "pair" and _may_begin(join, network)),
+            rewards=tuple(ReadyReward(row, ready(row, self.network)) for row in file.rewards if for_leg(row)),
+            limits=self._limits(for_leg),
+            caps=tuple(row for row in file.caps if for_leg(row)),
+            rebates=tuple(ReadyRebate(row, ready(row, self.network)) for row in file.rebates if for_leg(row)),
         )
 
-    def _areas(self, stop: str | None) -> tuple[str, ...]:
-        return self.network.areas_of_stop.get(stop, ()) if stop is not None else ()
+    def _limits(self, for_leg: object) -> tuple[ReadyCap | ReadyBest, ...]:
+        """Caps in file order; a window with candidates after the last cap whose period is not longer than its own."""
+        limits: list[ReadyCap | ReadyBest] = [
+            self.caps[row.rule_id]
+            for row in self.version.file.caps
+            if for_leg(row)  # type: ignore[operator]
+        ]
+        for row in self.version.file.best_of:
+            if not for_leg(row):  # type: ignore[operator]
+                continue
+            own = PERIODS.index(row.period)
+            before = [number for number, limit in enumerate(limits, 1) if PERIODS.index(limit.rule.period) <= own]
+            limits.insert(max(before, default=0), self.best[row.rule_id])
+        return tuple(limits)
 
-    def _timeframe_groups(self, at: int) -> frozenset[str]:
-        """The timeframe groups of an instant: local time of day and local date, `start <= t < end` (GTFS)."""
-        if not self._timed:
-            return _NO_GROUPS
-        day, rest = divmod(local_ms(at, self.zone), DAY_MS)
-        return frozenset(
-            row.group_id
-            for row in self.version.timeframes
-            if row.start * 1000 <= rest < row.end * 1000 and self.network.calendars[row.service_id].runs_on(day)
-        )
 
-    def _find_price(
-        self,
-        network: str,
-        from_areas: Collection[str],
-        to_areas: Collection[str],
-        media: str,
-        category: str,
-        moment: tuple[frozenset[str], frozenset[str]],
-    ) -> LegPrice | None:
-        fitting = [rule for rule in self.version.leg_rules if self._fits(rule, network, from_areas, to_areas, moment)]
-        highest = max((rule.rule_priority for rule in fitting), default=0)
-        candidates = [self._priced(rule, media, category) for rule in fitting if rule.rule_priority == highest]
-        return min((price for price in candidates if price is not None), key=_amount, default=None)
-
-    def _fits(
-        self,
-        rule: FareLegRule,
-        network: str,
-        from_areas: Collection[str],
-        to_areas: Collection[str],
-        moment: tuple[frozenset[str], frozenset[str]],
-    ) -> bool:
-        return (
-            self._matches("network_id", rule.network_id, (network,))
-            and self._matches("from_area_id", rule.from_area_id, from_areas)
-            and self._matches("to_area_id", rule.to_area_id, to_areas)
-            and (rule.from_timeframe_group_id is None or rule.from_timeframe_group_id in moment[0])
-            and (rule.to_timeframe_group_id is None or rule.to_timeframe_group_id in moment[1])
-        )
-
-    def _matches(self, field: str, wanted: str | None, found: Collection[str]) -> bool:
-        """GTFS: without a rule_priority column an empty field excludes what other rows of the column name."""
-        if wanted is not None:
-            return wanted in found
-        return self.version.has_priority or not any(value in self._named[field] for value in found)
-
-    def _priced(self, rule: FareLegRule, media: str, category: str) -> LegPrice | None:
-        medium = media.split(":")[0]
-        for key in ((category, medium), (category, None), (None, medium), (None, None)):
-            amount = self._amounts.get((rule.fare_product_id, *key))
-            if amount is not None:
-                group = rule.leg_group_id or rule.network_id or ""
-                return LegPrice(amount, rule.fare_product_id, f"{group}/{rule.fare_product_id}")
-        return None
-
-    def _find_extreme(
-        self,
-        which: str,
-        network: str,
-        stop: str | None,
-        end: End,
-        media: str,
-        category: str,
-        moment: tuple[frozenset[str], frozenset[str]],
-    ) -> LegPrice | None:
-        known = self._areas(stop)
-        prices = []
-        for other in self._stops_of_network(network):
-            ends = (known, self._areas(other)) if end == "from" else (self._areas(other), known)
-            price = self._find_price(network, *ends, media, category, moment)
-            if price is not None:
-                prices.append(price)
-        pick = max if which == "highest_fare" else min
-        return pick(prices, key=_amount, default=None)
-
-    def _stops_of_network(self, network: str) -> list[str | None]:
-        routes = [route for route, owner in self.network.network_of_route.items() if owner == network]
-        stops = sorted({stop for route in routes for stop in self.network.stops_of_route.get(route, ())})
-        return [*stops] or [None]
+PERIODS = ("window", "service_day", "days", "week", "month")
+"""Periods from the shortest to the longest."""
 
 
 class CompiledTariff:
@@ -272,7 +257,7 @@ class CompiledTariff:
         self.versions = {version.version_id: CompiledVersion(version, tariff.network) for version in pricing}
         self._by_date = sorted(self.versions.values(), key=lambda version: version.first_day, reverse=True)
         self._by_minute: dict[int, CompiledVersion | None] = {}
-        self._network_of: dict[tuple[str | None, str | None], str | None] = {}
+        self._network_of: dict[tuple[str | None, str | None, str | None, str | None], str | None] = {}
         self._operator_of: dict[tuple[str | None, str | None], str | None] = {}
         self.categories = frozenset(name for version in pricing for name in version.categories)
         self.media = frozenset(name for version in pricing for name in version.media)
@@ -284,6 +269,11 @@ class CompiledTariff:
         return self._by_date[0].currency if self._by_date else ""
 
     @property
+    def minor_digits(self) -> int:
+        """How many decimals riders read."""
+        return self._by_date[0].version.file.tariff.minor_digits if self._by_date else 0
+
+    @property
     def zone(self) -> str:
         """The city's time zone."""
         return self.network.timezone
@@ -292,7 +282,7 @@ class CompiledTariff:
         """The version in force at an instant, by its own service day; None before the first."""
         minute = at // MINUTE_MS
         if minute not in self._by_minute:
-            _make_room(self._by_minute)
+            make_room(self._by_minute)
             self._by_minute[minute] = self._find_version(at)
         return self._by_minute[minute]
 
@@ -319,19 +309,19 @@ class CompiledTariff:
         version = self.version_at(at) or (self._by_date[-1] if self._by_date else None)
         return version.service_day(at) if version else local_ms(at, self.zone) // DAY_MS
 
-    def network_of(self, route: str | None, stop: str | None) -> str | None:
-        """The network tapped on: its route's, or the one network whose routes call at the stop. None: not to be told."""
-        key = (route, stop)
+    def network_of(self, route: str | None, stop: str | None, mode: str | None = None, operator: str | None = None) -> str | None:
+        """The network tapped on (docs/tariff.md, "The network of a tap"). None: not to be told."""
+        key = (route, stop, mode, operator)
         if key not in self._network_of:
-            _make_room(self._network_of)
-            self._network_of[key] = self._find_network(route, stop)
+            make_room(self._network_of)
+            self._network_of[key] = self._find_network(*key)
         return self._network_of[key]
 
     def operator_of(self, route: str | None, stop: str | None) -> str | None:
         """The agency owed where the tap does not say who ran the vehicle."""
         key = (route, stop)
         if key not in self._operator_of:
-            _make_room(self._operator_of)
+            make_room(self._operator_of)
             self._operator_of[key] = self._find_operator(route, stop)
         return self._operator_of[key]
 
@@ -340,11 +330,38 @@ class CompiledTariff:
         found = {self.network.routes[name].agency_id for name in routes if name in self.network.routes}
         return found.pop() if len(found) == 1 else None
 
-    def _find_network(self, route: str | None, stop: str | None) -> str | None:
-        if route is not None:
-            return self.network.network_of_route.get(route)
-        found = {self.network.network_of_route.get(name) for name in self.network.routes_of_stop.get(stop or "", ())}
-        return found.pop() if len(found) == 1 else None
+    def _find_network(self, route: str | None, stop: str | None, mode: str | None, operator: str | None) -> str | None:
+        network = self.network
+        if route is not None and route in network.network_of_route:
+            return network.network_of_route[route]
+        party = network.parties.get(operator or "")
+        name = party.name_en if party is not None else operator
+        for row in network.services:
+            if (
+                (not row.mode or row.mode == mode)
+                and (not row.operator or row.operator in (operator, name))
+                and (not row.routes or names_route(row.routes, route))
+            ):
+                return row.network_id
+        if route is None:
+            found = {network.network_of_route.get(name) for name in network.routes_of_stop.get(stop or "", ())}
+            if len(found) == 1:
+                return found.pop()
+        return mode if mode in network.networks else None
+
+
+def compile_for_policy(tariff: Tariff, policy: str) -> CompiledTariff | None:
+    """The versions that answer to a policy of priced cases, whatever their state; None where none does. A single one prices
+    everything, several each their own dates."""
+    if tariff.forced:
+        return CompiledTariff(tariff)
+    named = [version for version in tariff.versions if version.version_id == policy]
+    listed = [version for version in tariff.versions if policy in version.file.tariff.case_policies]
+    versions = tuple(named or listed)
+    if not versions:
+        return None
+    chosen = msgspec.structs.replace(tariff, versions=versions, forced=len(versions) == 1)
+    return CompiledTariff(chosen, [version.version_id for version in versions])
 
 
 def load_compiled(folder: Path, adopt: Collection[str] = ()) -> CompiledTariff:
@@ -354,47 +371,65 @@ def load_compiled(folder: Path, adopt: Collection[str] = ()) -> CompiledTariff:
     return CompiledTariff(tariff, adopt)
 
 
-_NO_GROUPS: frozenset[str] = frozenset()
+def _may_begin(join: Join, network: str) -> bool:
+    return any(not link.from_networks or network in link.from_networks for link in join.links)
 
 
-def _make_room(remembered: dict[Any, Any]) -> None:
-    """Answers are remembered up to a limit, so that odd input cannot fill the memory."""
-    if len(remembered) >= REMEMBERED:
-        remembered.clear()
+def _may_take_part(join: Join, network: str) -> bool:
+    return _may_begin(join, network) or any(not link.to_networks or network in link.to_networks for link in join.links)
 
 
-def _amount(price: LegPrice) -> int:
-    return price.amount
+def _discount(row: Discount, network: Network) -> ReadyDiscount:
+    plain = (
+        row.kind == "percent" and row.value == int(row.value) and (row.rounding, row.round_to, row.round) == ("half_up", 1, "off")
+    )
+    return ReadyDiscount(row, ready(row, network), int(row.value) if plain else None)
 
 
-def _any_or_in(allowed: Collection[str], value: str) -> bool:
-    return not allowed or value in allowed
+def _join(row: JoiningRule, network: Network) -> Join:
+    fields = row.links or (LinkFields(**{name: getattr(row, name) for name in _LINK_FIELDS}),)
+    links = tuple(_link(link, row, network) for link in fields)
+    span = row.span_minutes * MINUTE_MS
+    windows = [link.window_ms or span or 2 * DAY_MS for link in links]
+    return Join(rule=row, ready=ready(_without_places(row), network), links=links, longest_ms=max(windows))
 
 
-def _is_for(row: Discount | JoiningRule | Cap, media: str, category: str) -> bool:
-    """Whether a row is for a medium (or for the coarser one it belongs to) and a rider category."""
-    named = _any_or_in(row.media, media) or media.split(":")[0] in row.media
-    return named and _any_or_in(row.rider_categories, category) and media not in getattr(row, "except_media", ())
+_LINK_FIELDS = tuple(name for name in LinkFields.__struct_fields__ if name != "timeframes")
 
 
-def _on_leg(row: Discount, network: str, route: str | None) -> bool:
-    return _any_or_in(row.networks, network) and (not row.routes or route in row.routes)
+def _without_places(row: JoiningRule) -> JoiningRule:
+    """The places of a rule without links are its one link's, and not conditions on each leg."""
+    return msgspec.structs.replace(row, from_areas=(), to_areas=())
 
 
-def _dated(row: Discount) -> DatedDiscount:
-    return DatedDiscount(
-        rule=row,
-        first_day=to_day(row.valid_from) if row.valid_from else -FOREVER,
-        last_day=to_day(row.valid_to) if row.valid_to else FOREVER,
-        weekdays=frozenset(WEEKDAYS.index(name) for name in row.weekdays),
+def _link(fields: LinkFields, row: JoiningRule, network: Network) -> Link:
+    pairs = []
+    for one, other in fields.stop_pairs:
+        here, there = places((one,), network), places((other,), network)
+        assert here is not None
+        assert there is not None
+        pairs += [(here, there), (there, here)]
+    both = fields.networks or (row.networks if not row.links else ())
+    return Link(
+        fields=fields,
+        from_networks=frozenset(fields.from_networks or both),
+        to_networks=frozenset(fields.to_networks or both),
+        from_places=places(fields.from_areas, network),
+        to_places=places(fields.to_areas, network),
+        stop_pairs=tuple(pairs),
+        timeframes=frozenset(fields.timeframes),
+        window_ms=fields.window_minutes * MINUTE_MS,
+        tick_ms=MINUTE_MS if fields.resolution == "minute" else 1000,
     )
 
 
-def _join(row: JoiningRule) -> Join:
-    return Join(
+def _best(row: BestOf, network: Network) -> ReadyBest:
+    numbers = range(len(row.candidates))
+    choices = [chosen for size in range(row.at_most + 1) for chosen in combinations(numbers, size)]
+    return ReadyBest(
         rule=row,
-        to_networks=frozenset(row.to_networks),
-        fits_rider=partial(_is_for, row),
-        window_ms=row.window_minutes * MINUTE_MS,
-        tick_ms=MINUTE_MS if row.resolution == "minute" else 1000,
+        ready=ready(row, network),
+        candidates=tuple((candidate, ready(candidate, network)) for candidate in row.candidates),
+        choices=tuple(choices),
+        prices=tuple(sum(row.candidates[number].amount for number in chosen) for chosen in choices),
     )

@@ -8,6 +8,7 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import date
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import msgspec
@@ -18,9 +19,11 @@ from fare_engine.tariff.model import (
     Calendar,
     FareLegRule,
     FareProductRow,
+    Head,
     Network,
     Party,
     Route,
+    Service,
     Stop,
     Tariff,
     TariffFile,
@@ -134,13 +137,16 @@ def _network(base: Path, faults: list[Fault]) -> Network:
 
     agencies = table("agency.txt", "agency_id", "agency_name", "agency_timezone")
     agencies.unique("agency_id")
-    stops = table("stops.txt", "stop_id", "stop_name", "stop_lat", "stop_lon")
+    stops = perhaps("stops.txt", "stop_id", "stop_name")
     stops.unique("stop_id")
-    routes = table("routes.txt", "route_id", "agency_id", "route_short_name", "route_long_name", "route_type")
+    positions = [column for column in ("stop_lat", "stop_lon") if column not in stops.columns]
+    if len(positions) == 1:
+        faults.append(Fault(f"{stops.file} row 1", list(stops.columns), f"the column {positions[0]} is missing"))
+    routes = perhaps("routes.txt", "route_id", "agency_id", "route_short_name", "route_long_name", "route_type")
     routes.unique("route_id")
     networks = table("networks.txt", "network_id", "network_name")
     networks.unique("network_id")
-    route_networks = table("route_networks.txt", "network_id", "route_id")
+    route_networks = perhaps("route_networks.txt", "network_id", "route_id")
     route_networks.unique("route_id")
     areas = perhaps("areas.txt", "area_id")
     stop_areas = perhaps("stop_areas.txt", "area_id", "stop_id")
@@ -162,7 +168,7 @@ def _network(base: Path, faults: list[Fault]) -> Network:
         _refer(stop_areas, number, row["area_id"], "area_id", area_ids)
         _refer(stop_areas, number, row["stop_id"], "stop_id", stop_ids)
         areas_of_stop[row["stop_id"]].append(row["area_id"])
-    routes_of_stop, stops_of_route = _stop_order(table, route_ids, stop_ids)
+    routes_of_stop, stops_of_route = _stop_order(perhaps, route_ids, stop_ids)
     return Network(
         timezone=zones[0] if zones else "UTC",
         parties=parties,
@@ -178,7 +184,43 @@ def _network(base: Path, faults: list[Fault]) -> Network:
             perhaps("calendar.txt", "service_id", "start_date", "end_date", *WEEKDAYS),
             perhaps("calendar_dates.txt", "service_id", "date", "exception_type"),
         ),
+        services=_services(perhaps("services.csv", "network_id", "mode", "operator", "routes"), network_ids),
+        distances=_distances(perhaps("distances.csv", "from_stop_id", "to_stop_id", "km"), stop_ids),
     )
+
+
+def _services(table: Table, network_ids: set[str]) -> tuple[Service, ...]:
+    for number, row in table:
+        _refer(table, number, row["network_id"], "network_id", network_ids)
+        if not (row["mode"] or row["operator"] or row["routes"]):
+            table.fault(number, list(row.values()), "a service needs a mode, an operator or routes")
+    return tuple(
+        Service(
+            network_id=row["network_id"],
+            mode=row["mode"],
+            operator=row["operator"],
+            routes=tuple(name.strip() for name in row["routes"].split(";") if name.strip()),
+        )
+        for _, row in table
+    )
+
+
+def _distances(table: Table, stop_ids: set[str]) -> dict[tuple[str, str], int]:
+    found: dict[tuple[str, str], int] = {}
+    for number, row in table:
+        start, end = row["from_stop_id"], row["to_stop_id"]
+        _refer(table, number, start, "from_stop_id", stop_ids)
+        _refer(table, number, end, "to_stop_id", stop_ids)
+        try:
+            metres = int((Decimal(row["km"]) * 1000).to_integral_value())
+        except InvalidOperation:
+            table.fault(number, row["km"], "km is not a number")
+            continue
+        if metres < 0:
+            table.fault(number, row["km"], "km is below zero")
+        found[start, end] = metres
+        found.setdefault((end, start), metres)
+    return found
 
 
 def _refer(table: Table, row: int, value: str, column: str, known: object) -> None:
@@ -201,11 +243,13 @@ def _parties(base: Path, agencies: Table, faults: list[Fault]) -> dict[str, Part
 
 
 def _stop(table: Table, number: int, row: dict[str, str]) -> Stop:
-    try:
-        lat, lon = float(row["stop_lat"]), float(row["stop_lon"])
-    except ValueError:
-        table.fault(number, (row["stop_lat"], row["stop_lon"]), "stop_lat and stop_lon are not a position")
-        lat = lon = 0.0
+    lat: float | None = None
+    lon: float | None = None
+    if "stop_lat" in row and "stop_lon" in row and (row["stop_lat"] or row["stop_lon"]):
+        try:
+            lat, lon = float(row["stop_lat"]), float(row["stop_lon"])
+        except ValueError:
+            table.fault(number, (row["stop_lat"], row["stop_lon"]), "stop_lat and stop_lon are not a position")
     return Stop(stop_id=row["stop_id"], name=row["stop_name"], lat=lat, lon=lon)
 
 
@@ -274,30 +318,33 @@ def _gtfs_day(table: Table, number: int, text: str) -> int:
 
 def _version(folder: Path, base: Path, faults: list[Fault]) -> Version | None:
     def table(name: str, *required: str) -> Table:
-        return Table(folder / name, base, faults, required=required)
+        """A fare table of the version's folder, else the network's; absent in both, it is empty."""
+        own = folder / name
+        return Table(own if own.exists() else base / "network" / name, base, faults, required=required, optional=True)
 
     for name in NOT_YET:
-        if (folder / name).exists():
-            faults.append(Fault(f"{folder.name}/{name}", name, "this release does not price by this table"))
+        for place in (folder, base / "network"):
+            if (place / name).exists():
+                faults.append(Fault(f"{place.name}/{name}", name, "this release does not price by this table"))
     parsed = _tariff_toml(folder / "tariff.toml", base, faults)
     media = table("fare_media.txt", "fare_media_id", "fare_media_type")
     categories = table("rider_categories.txt", "rider_category_id", "is_default_fare_category")
     products = table("fare_products.txt", "fare_product_id", "amount", "currency")
     rules = table("fare_leg_rules.txt", "fare_product_id")
-    timeframes = Table(folder / "timeframes.txt", base, faults, required=("timeframe_group_id", "service_id"), optional=True)
+    timeframes = table("timeframes.txt", "timeframe_group_id", "service_id")
     if parsed is None:
         return None
-    if parsed.tariff.version != folder.name:
-        faults.append(Fault(f"{folder.name}/tariff.toml: tariff.version", parsed.tariff.version, "must be the folder's name"))
-    defaults = [row["rider_category_id"] for _, row in categories if row["is_default_fare_category"] == "1"]
-    if len(defaults) != 1:
-        faults.append(Fault(categories.file, defaults, "exactly one rider category must be the default"))
+    head = parsed.tariff
+    if head.version != folder.name:
+        faults.append(Fault(f"{folder.name}/tariff.toml: tariff.version", head.version, "must be the folder's name"))
+    known_categories, default = _categories(categories, head, folder, faults)
     return Version(
         folder=folder.name,
         file=parsed,
-        media=frozenset(media.unique("fare_media_id")) if media.rows else frozenset(),
-        categories=frozenset(categories.unique("rider_category_id")) if categories.rows else frozenset(),
-        default_category=defaults[0] if defaults else "",
+        media=_said_once(folder, "media", head.media, frozenset(media.unique("fare_media_id")), media, faults),
+        default_medium=(*head.media, *_not_cash(media), "")[0],
+        categories=known_categories,
+        default_category=default,
         products=tuple(_product(products, number, row, parsed) for number, row in products),
         leg_rules=tuple(_leg_rule(rules, number, row) for number, row in rules),
         has_priority="rule_priority" in rules.columns,
@@ -305,10 +352,39 @@ def _version(folder: Path, base: Path, faults: list[Fault]) -> Version | None:
     )
 
 
+def _not_cash(media: Table) -> tuple[str, ...]:
+    """The media of a table; those of GTFS's type 0, which are none (cash), last."""
+    return tuple(row["fare_media_id"] for _, row in sorted(media, key=lambda found: found[1]["fare_media_type"] == "0"))
+
+
+def _said_once(
+    folder: Path, field: str, listed: tuple[str, ...], found: frozenset[str], table: Table, faults: list[Fault]
+) -> frozenset[str]:
+    """What tariff.toml lists or a GTFS table has: one of the two must, and not both."""
+    place = f"{folder.name}/tariff.toml: tariff.{field}"
+    if listed and found:
+        faults.append(Fault(place, list(listed), f"stands already in {table.file} row 2"))
+    if not listed and not found:
+        faults.append(Fault(place, None, f"neither here nor in {table.file}"))
+    return frozenset(listed) or found
+
+
+def _categories(table: Table, head: Head, folder: Path, faults: list[Fault]) -> tuple[frozenset[str], str]:
+    """The rider categories, and the default among them."""
+    found = frozenset(table.unique("rider_category_id"))
+    known = _said_once(folder, "rider_categories", head.rider_categories, found, table, faults)
+    if head.rider_categories:
+        return known, head.rider_categories[0]
+    defaults = [row["rider_category_id"] for _, row in table if row["is_default_fare_category"] == "1"]
+    if len(defaults) != 1 and found:
+        faults.append(Fault(table.file, defaults, "exactly one rider category must be the default"))
+    return known, defaults[0] if defaults else ""
+
+
 def _tariff_toml(path: Path, base: Path, faults: list[Fault]) -> TariffFile | None:
     place = str(path.relative_to(base))
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         faults.append(Fault(place, str(error), "not a TOML file"))
         return None
@@ -333,14 +409,14 @@ def _toml_place(message: str, data: object) -> tuple[str, object]:
         except (KeyError, IndexError, TypeError, ValueError):
             break
         if isinstance(value, dict):
-            label = value.get("rule_id") or value.get("product_id") or label
+            label = value.get("rule_id") or value.get("product_id") or value.get("candidate_id") or label
     return (f"{path.lstrip('.')} {label}".strip() or "the file", value if not isinstance(value, dict) else dict(value))
 
 
 def _product(table: Table, number: int, row: dict[str, str], parsed: TariffFile) -> FareProductRow:
     if row["currency"] != parsed.tariff.currency:
         table.fault(number, row["currency"], f"the currency is not the tariff's, {parsed.tariff.currency}")
-    amount = table.whole(number, row["amount"], "amount")
+    amount = _minor_units(table, number, row["amount"], parsed.tariff.minor_digits)
     if amount < 0:
         table.fault(number, amount, "amount is below zero")
     return FareProductRow(
@@ -351,6 +427,19 @@ def _product(table: Table, number: int, row: dict[str, str], parsed: TariffFile)
         fare_media_id=row.get("fare_media_id") or None,
         amount=amount,
     )
+
+
+def _minor_units(table: Table, number: int, text: str, digits: int) -> int:
+    """An amount as GTFS writes it (2.75) in whole minor units (275)."""
+    try:
+        exact = Decimal(text).scaleb(digits)
+    except InvalidOperation:
+        table.fault(number, text, "amount is not a number")
+        return 0
+    if exact != exact.to_integral_value():
+        table.fault(number, text, f"amount has more than {digits} decimals" if digits else "amount is not a whole number")
+        return 0
+    return int(exact)
 
 
 def _leg_rule(table: Table, number: int, row: dict[str, str]) -> FareLegRule:

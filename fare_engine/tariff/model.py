@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date
+from decimal import Decimal
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -32,6 +33,31 @@ class Name(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     en: str
 
 
+class Conditions(Row, frozen=True, kw_only=True):
+    """What a leg must be for a row to hold; an empty list means any (docs/tariff.md, "Conditions")."""
+
+    networks: tuple[str, ...] = ()
+    routes: tuple[str, ...] = ()
+    """Route ids, or ranges of route numbers: `500-599`."""
+    operators: tuple[str, ...] = ()
+    rider_categories: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
+    """`wallet` means every wallet; `wallet:zalopay` only that one."""
+    except_media: tuple[str, ...] = ()
+    from_areas: tuple[str, ...] = ()
+    to_areas: tuple[str, ...] = ()
+    either_areas: tuple[str, ...] = ()
+    within_areas: tuple[str, ...] = ()
+    except_areas: tuple[str, ...] = ()
+    timeframes: tuple[str, ...] = ()
+    exit_timeframes: tuple[str, ...] = ()
+    service_ids: tuple[str, ...] = ()
+    except_service_ids: tuple[str, ...] = ()
+    weekdays: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = ()
+    valid_from: date | None = None
+    valid_to: date | None = None
+
+
 class Head(Row, frozen=True, kw_only=True):
     """Which version this is, from when, and the few facts that hold for all of it."""
 
@@ -42,8 +68,66 @@ class Head(Row, frozen=True, kw_only=True):
     valid_to: date | None = None
     """The last service day, or None."""
     currency: str
+    minor_digits: int = 0
+    """How many decimals of the currency's unit riders read."""
     service_day_start: str = "00:00"
     """When the service day turns, local time HH:MM."""
+    media: tuple[str, ...] = ()
+    rider_categories: tuple[str, ...] = ()
+    """The first is the default. Both stand here where there are no GTFS tables for them."""
+    case_policies: tuple[str, ...] = ()
+    """The policies of priced cases that this version prices (docs/cases.md)."""
+
+
+class Band(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A price up to a measure: `up_to` includes its end, `below` does not, neither is all the rest."""
+
+    up_to: Decimal | None = None
+    below: Decimal | None = None
+    amount: int | None = None
+    """None: the price of such a ride is not known."""
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`amount` for every `step` begun beyond `from`, up to `to`."""
+
+    start: Decimal = msgspec.field(name="from")
+    step: Decimal
+    amount: int
+    to: Decimal | None = None
+
+
+Rounding: TypeAlias = Literal["half_up", "half_even", "up", "down"]
+Use: TypeAlias = Literal["ride", "hold", "missing_exit", "missing_entry", "same_stop", "overstay", "joined", "extension"]
+
+
+class LegPriceRow(Conditions, frozen=True, kw_only=True):
+    """What a leg costs, where GTFS has no words: by distance, stops, zones, pairs, or for another use than a ride."""
+
+    rule_id: str
+    name: Name | None = None
+    priority: int = 0
+    use: Use = "ride"
+    by: Literal["flat", "distance", "stops", "route_length", "zones", "zone_count", "pairs"] = "flat"
+    amount: int | None = None
+    bands: tuple[Band, ...] = ()
+    base: Decimal | None = None
+    per_unit: Decimal = Decimal(0)
+    steps: tuple[Step, ...] = ()
+    amounts: dict[str, int] = {}
+    pairs: tuple[tuple[str, str, int], ...] = ()
+    symmetric: bool = False
+    unit: Decimal = Decimal(0)
+    unit_rounding: Literal["nearest", "up", "down"] = "nearest"
+    counts_at_most: Decimal = Decimal(0)
+    measure: Literal["table", "straight_line"] = "table"
+    minimum: int = 0
+    maximum: int = 0
+    rounding: Rounding = "half_up"
+    round_to: int = 1
+    stay_over_minutes: int = 0
+    stay_up_to_minutes: int = 0
+    candidates: tuple[str, ...] = ()
 
 
 class TapRule(Row, frozen=True, kw_only=True):
@@ -53,100 +137,240 @@ class TapRule(Row, frozen=True, kw_only=True):
     name: Name
     networks: tuple[str, ...]
     taps: Literal["entry", "entry_exit"]
-    hold: Literal["none", "highest_fare"] = "none"
+    hold: Literal["none", "highest_fare", "priced"] = "none"
     longest_stay_minutes: int = 0
     """An exit later than this after the entry is overdue. Needed with entry_exit."""
+    overstay: Literal["missing_exit", "surcharge"] = "missing_exit"
+    """An overdue leg is charged at once as a missing exit, or stays open and pays a surcharge at its exit."""
     same_stop_grace_minutes: int = 0
     """Leaving where one entered costs nothing up to this many minutes (change of mind); 0: the table's price."""
-    missing_exit: Literal["highest_fare", "lowest_fare"] = "highest_fare"
-    missing_entry: Literal["highest_fare", "lowest_fare"] = "highest_fare"
+    missing_exit: Literal["highest_fare", "lowest_fare", "priced"] = "highest_fare"
+    missing_entry: Literal["highest_fare", "lowest_fare", "priced"] = "highest_fare"
     late_exit: Literal["closes_leg", "missing_entry"] = "closes_leg"
     """An exit after the longest stay: it closes the leg already charged, or counts as one without an entry."""
     missing_counts_toward_caps: bool = False
+    missing_joins: bool = False
+    """Whether a leg without exit still continues legs priced as one."""
+    closed_by: Literal["entry_here", "any_entry"] = "entry_here"
+    """Which next entry of the token shows that the exit is missing: one on the same network, or any."""
+    owner: Literal["entry", "exit"] = "entry"
+    """The tap whose version owns the leg."""
 
 
-class Discount(Row, frozen=True, kw_only=True):
+class Surcharge(Conditions, frozen=True, kw_only=True):
+    """Something on top of the fare: outside discounts and products, and outside caps that do not count surcharges."""
+
+    rule_id: str
+    name: Name
+    amount: int
+
+
+class Discount(Conditions, frozen=True, kw_only=True):
     """A concession or campaign: less than the list fare, and who pays the difference."""
 
     rule_id: str
     name: Name
     kind: Literal["percent", "amount", "price"]
     """`percent` off, `amount` off, or the `price` that is left to pay."""
-    value: int
+    value: Decimal
     bearer: str
-    networks: tuple[str, ...] = ()
-    routes: tuple[str, ...] = ()
-    rider_categories: tuple[str, ...] = ()
-    media: tuple[str, ...] = ()
-    """`wallet` means every wallet; `wallet:zalopay` only that one."""
-    except_media: tuple[str, ...] = ()
-    valid_from: date | None = None
-    valid_to: date | None = None
-    weekdays: tuple[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"], ...] = ()
     quota_per_day: int = 0
     """At most this many legs a traveller and service day; 0: no limit."""
+    rounding: Rounding = "half_up"
+    round_to: int = 1
+    round: Literal["off", "left"] = "off"
+    """What is rounded: what comes off, or what is left to pay."""
 
 
-class JoiningRule(Row, frozen=True, kw_only=True):
-    """Two consecutive legs that are priced as a group: an amount off each when the second is ridden."""
+class LinkFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a leg may follow another."""
+
+    from_networks: tuple[str, ...] = ()
+    to_networks: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    """Short for both."""
+    from_routes: tuple[str, ...] = ()
+    to_routes: tuple[str, ...] = ()
+    from_areas: tuple[str, ...] = ()
+    to_areas: tuple[str, ...] = ()
+    stop_pairs: tuple[tuple[str, str], ...] = ()
+    window_minutes: int = 0
+    window_from: Literal["entry", "exit"] = "exit"
+    """The tap of the earlier leg from which the window runs, up to the first tap of the later one."""
+    window_of: Literal["previous", "first"] = "previous"
+    end: Literal["before", "at"] = "at"
+    resolution: Literal["second", "minute"] = "second"
+    timeframes: tuple[str, ...] = ()
+
+
+Worth: TypeAlias = Literal["pair", "dearest", "percents", "position", "through", "distance", "longest_pair", "base_once"]
+AS_ONE: frozenset[str] = frozenset(("position", "through", "distance", "longest_pair", "base_once"))
+"""Kinds of worth that act on list fares, before discounts: legs priced as one."""
+
+
+class JoiningRule(Conditions, frozen=True, kw_only=True):
+    """Legs that belong together, and what they are worth together."""
 
     rule_id: str
     name: Name
-    from_networks: tuple[str, ...]
-    to_networks: tuple[str, ...]
-    window_minutes: int
-    window_from: Literal["entry", "exit"]
-    """The tap of the first leg from which the window runs, up to the first tap of the second."""
+    worth: Worth = "pair"
+    links: tuple[LinkFields, ...] = ()
+    from_networks: tuple[str, ...] = ()
+    to_networks: tuple[str, ...] = ()
+    from_routes: tuple[str, ...] = ()
+    to_routes: tuple[str, ...] = ()
+    from_areas: tuple[str, ...] = ()
+    to_areas: tuple[str, ...] = ()
+    stop_pairs: tuple[tuple[str, str], ...] = ()
+    window_minutes: int = 0
+    window_from: Literal["entry", "exit"] = "exit"
+    window_of: Literal["previous", "first"] = "previous"
     end: Literal["before", "at"] = "at"
     resolution: Literal["second", "minute"] = "second"
+    restarts: Literal["never", "on_payment"] = "never"
+    span_minutes: int = 0
     max_transfers: int = 1
-    rider_categories: tuple[str, ...] = ()
-    media: tuple[str, ...] = ()
+    skips: bool = True
+    same: tuple[Literal["service_day", "network", "route", "operator"], ...] = ()
+    differs: tuple[Literal["network", "route", "operator", "stop"], ...] = ()
+    owner: Literal["first_leg", "leg"] = "first_leg"
     off_first: int = 0
     off_second: int = 0
-    bearer: str
+    percent_off_second: Decimal = Decimal(0)
+    percents: tuple[Decimal, ...] = ()
+    transfer_amounts: tuple[int, ...] = ()
+    below_zero: Literal["kept", "paid_back"] = "kept"
+    bearer: str = OPERATORS
 
 
-class Cap(Row, frozen=True, kw_only=True):
+Period: TypeAlias = Literal["service_day", "week", "month", "days", "window"]
+
+
+class Cap(Conditions, frozen=True, kw_only=True):
     """The most that the counted legs of one period cost together; what is above it is taken off."""
 
     rule_id: str
     name: Name
-    period: Literal["service_day", "week"]
+    period: Period
     amount: int
-    networks: tuple[str, ...] = ()
-    rider_categories: tuple[str, ...] = ()
-    media: tuple[str, ...] = ()
+    period_days: int = 0
+    window_minutes: int = 0
+    end: Literal["before", "at"] = "at"
+    counts: Literal["fare", "surcharge"] = "fare"
+    owner: Literal["leg", "period"] = "leg"
     bearer: str = OPERATORS
 
 
-class Product(Row, frozen=True, kw_only=True):
-    """A pass (unlimited legs for some days) or a book (a number of legs), sold apart from the legs."""
+class Candidate(Conditions, frozen=True, kw_only=True):
+    """Something a window may be priced with: an amount, and the legs that cost nothing more under it."""
+
+    candidate_id: str
+    name: Name
+    amount: int
+
+
+class BestOf(Conditions, frozen=True, kw_only=True):
+    """A window of legs that is worth the least over every choice of its candidates."""
+
+    rule_id: str
+    name: Name
+    period: Period
+    period_days: int = 0
+    window_minutes: int = 0
+    end: Literal["before", "at"] = "at"
+    at_most: int = 1
+    candidates: tuple[Candidate, ...]
+    bearer: str = OPERATORS
+
+
+class RewardStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Once `after` have been counted (and not more than `until`), the next leg costs `percent` less."""
+
+    after: int
+    percent: Decimal
+    until: int = 0
+
+
+class Reward(Conditions, frozen=True, kw_only=True):
+    """The n-th ride of a period costs less."""
+
+    rule_id: str
+    name: Name
+    period: Literal["service_day", "week", "month", "days"]
+    period_days: int = 0
+    counts: Literal["legs", "journeys", "spending"] = "legs"
+    journeys_of: tuple[str, ...] = ()
+    paid_only: bool = True
+    steps: tuple[RewardStep, ...]
+    rounding: Rounding = "half_up"
+    round_to: int = 1
+    bearer: str = OPERATORS
+
+
+class Tier(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`percent` of what was spent above `above`, up to the next tier."""
+
+    above: int = 0
+    percent: Decimal
+
+
+class Rebate(Conditions, frozen=True, kw_only=True):
+    """Money back after a period, by what was spent in it."""
+
+    rule_id: str
+    name: Name
+    period: Literal["week", "month"]
+    tiers: tuple[Tier, ...]
+    at_least: int = 0
+    """How many legs must have been counted."""
+    maximum: int = 0
+    rounding: Rounding = "half_up"
+    round_to: int = 1
+    bearer: str
+
+
+class Product(Conditions, frozen=True, kw_only=True):
+    """A pass (unlimited legs for some days), a book (a number of legs) or credit, sold apart from the legs."""
 
     product_id: str
     name: Name
-    kind: Literal["pass", "book"]
+    kind: Literal["pass", "book", "credit"]
     price: int
-    networks: tuple[str, ...]
-    rider_categories: tuple[str, ...] = ()
     days: int = 0
     """A pass: how many service days it is valid, from `starts`."""
+    lasts: Literal["days", "week", "month"] = "days"
+    """A pass: so many days, or to the end of the week or month of its sale."""
     starts: Literal["first_tap", "purchase"] = "first_tap"
     trips: int = 0
     """A book: how many legs it covers, until the end of the calendar year of its sale."""
     covers_up_to: int = 0
     """A book: the dearest list fare a coupon is taken for; 0: any."""
+    keeps_price: bool = False
+    """Credit: legs are priced by the version under which the oldest credit not yet used up was bought."""
+
+
+class CaseNames(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How priced cases call this version's media and rider categories."""
+
+    media: dict[str, str] = {}
+    categories: dict[str, str] = {}
 
 
 class TariffFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole `tariff.toml`."""
 
     tariff: Head
+    leg_prices: tuple[LegPriceRow, ...] = ()
     tap_rules: tuple[TapRule, ...] = ()
-    discounts: tuple[Discount, ...] = ()
+    surcharges: tuple[Surcharge, ...] = ()
     joining_rules: tuple[JoiningRule, ...] = ()
-    caps: tuple[Cap, ...] = ()
+    discounts: tuple[Discount, ...] = ()
     products: tuple[Product, ...] = ()
+    caps: tuple[Cap, ...] = ()
+    best_of: tuple[BestOf, ...] = ()
+    rewards: tuple[Reward, ...] = ()
+    rebates: tuple[Rebate, ...] = ()
+    cases: CaseNames = CaseNames()
 
 
 class FareProductRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,8 +430,8 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True):
 
     stop_id: str
     name: str
-    lat: float
-    lon: float
+    lat: float | None
+    lon: float | None
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,6 +442,15 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     long_name: str
     agency_id: str
     route_type: int
+
+
+class Service(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of `services.csv`: the network of taps whose route the feed does not list; an empty field means any."""
+
+    network_id: str
+    mode: str
+    operator: str
+    routes: tuple[str, ...]
 
 
 class Party(msgspec.Struct, frozen=True, kw_only=True):
@@ -245,6 +478,9 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     stops_of_route: Mapping[str, tuple[str, ...]]
     """Stops in the order of one trip; empty where the route has no trip."""
     calendars: Mapping[str, Calendar]
+    services: tuple[Service, ...] = ()
+    distances: Mapping[tuple[str, str], int] = {}
+    """Metres between two stops, by `distances.csv`, in both directions."""
 
 
 class Version(msgspec.Struct, frozen=True, kw_only=True):
@@ -253,6 +489,8 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     file: TariffFile
     media: frozenset[str]
+    default_medium: str
+    """Whom nothing is known of is quoted for this one: the first that is not cash."""
     categories: frozenset[str]
     default_category: str
     products: tuple[FareProductRow, ...]

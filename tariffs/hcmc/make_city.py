@@ -53,7 +53,9 @@ NETWORK_NAMES = {
     "metro": "Metro số 1",
     "river-bus": "Buýt đường sông số 1",
     "brt": "BRT số 1",
+    "bus": "Xe buýt trợ giá, tuyến không có trong dữ liệu",
 }
+ANY_ROUTE = "bus"  # a subsidised bus whose route is not listed, priced by the length of its route
 
 # The fare rules of bus_fares.csv that each version of the tariff takes for subsidised buses, by medium.
 TODAY = {ANY_MEDIUM: "BUS-{}-ADULT"}
@@ -359,9 +361,11 @@ def write_routes(lines: Sequence[Line]) -> None:
     write(
         NETWORK / "networks.txt",
         "network_id,network_name",
-        ((network, network_name(network)) for network in networks_of(lines)),
+        ((network, network_name(network)) for network in (*networks_of(lines), ANY_ROUTE)),
     )
     write(NETWORK / "route_networks.txt", "network_id,route_id", ((line.network_id, line.route_id) for line in lines))
+    services = ((ANY_ROUTE, "bus"), ("metro", "metro"), ("river-bus", "river_bus"), ("brt", "brt"))
+    write(NETWORK / "services.csv", "network_id,mode,operator,routes", ((network, mode, "", "") for network, mode in services))
 
 
 def networks_of(lines: Iterable[Line]) -> list[str]:

@@ -689,11 +689,11 @@ def failing_for(monkeypatch: pytest.MonkeyPatch, card: str) -> None:
     token = stored_token(SERVER_KEY, terminal_token(card))
     real = booking.fold
 
-    def fold(tariff: CompiledTariff, facts: Iterable[Fact], as_of: int, state: State | None = None) -> Folded:
+    def fold(tariff: CompiledTariff, facts: Iterable[Fact], as_of: int, state: State | None = None, **options: bool) -> Folded:
         found = list(facts)
         if any(getattr(fact, "token_id", None) == token for fact in found):
             raise ZeroDivisionError("a fault of ours")
-        return real(tariff, found, as_of, state)
+        return real(tariff, found, as_of, state, **options)
 
     monkeypatch.setattr(booking, "fold", fold)
 

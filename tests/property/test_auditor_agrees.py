@@ -76,6 +76,8 @@ def as_recorded(fact: Fact) -> RecordedFact:
     """A fact as the auditor reads it."""
     fields = msgspec.structs.asdict(fact)
     fields["at_ms"] = fields.pop("at")
+    for later in ("given", "amount"):
+        assert fields.pop(later, None) is None, "the auditor covers no tariff that looks at it"
     if isinstance(fact, Cancellation):
         del fields["reason"]
         return RecordedCancellation(**fields)

@@ -1,0 +1,123 @@
+"""Legs priced as one: what a leg pays is what its group is worth with it, less what the group was worth without it.
+
+Acts on list fares, before discounts, so that a concession is a part of the whole fare. The group's worth is, by the rule,
+one ride from the first entry to the last exit, the legs' distances added, the longest line between an entry and an exit, a
+price by position, or each leg for itself with one base for all."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fare_engine.pricing import joins
+from fare_engine.pricing.lines import Leg
+from fare_engine.pricing.state import Group
+from fare_engine.tariff.compile import Join, LegPrice, NoPrice, Terms
+from fare_engine.tariff.prices import straight_line_m
+
+if TYPE_CHECKING:
+    from fare_engine.pricing.fold import Fold
+
+
+class Adjustment(msgspec.Struct, frozen=True):
+    """What a rule changes on a leg's list fare."""
+
+    join: Join
+    amount: int
+    version_id: str
+
+
+def adjust(fold: Fold, leg: Leg, terms: Terms) -> list[Adjustment] | NoPrice:
+    """Join a leg, whose list fare is known, to the groups it fits, and bring its net to what it pays as a part of them.
+
+    Where a group's worth cannot be told, the leg's price is unknown."""
+    found: list[Adjustment] = []
+    for rule_id in _rule_ids(fold, terms):
+        fitting = joins.latest_group(fold, rule_id, leg)
+        if fitting is None:
+            join = fold.version_of(leg).joins.get(rule_id)
+            if join is not None and leg.status == "complete":
+                joins.begin_group(fold, join, leg, leg.net)
+            continue
+        group, join = fitting
+        pays = _pays(fold, group, join, leg)
+        if isinstance(pays, NoPrice):
+            return pays
+        joins.extend_group(fold, group, leg)
+        if pays != leg.net:
+            owner = group.version_id if join.rule.owner == "first_leg" else leg.version_id
+            found.append(Adjustment(join, pays - leg.net, owner))
+            leg.net = pays
+    return found
+
+
+def follow_unpriced(fold: Fold, leg: Leg, terms: Terms) -> None:
+    """A leg whose own price is unknown still takes its place where later legs cost by their position."""
+    for join in terms.as_one:
+        if join.rule.worth != "position":
+            continue
+        fitting = joins.latest_group(fold, join.rule.rule_id, leg)
+        if fitting is None:
+            joins.begin_group(fold, join, leg, 0)
+        else:
+            joins.extend_group(fold, fitting[0], leg)
+
+
+def _rule_ids(fold: Fold, terms: Terms) -> list[str]:
+    """The rules of the leg's version, and before them those of running groups that it does not know any more."""
+    own = [join.rule.rule_id for join in terms.as_one]
+    older = {group.rule_id: None for group in fold.state.groups if group.rule_id not in own and _is_as_one(fold, group)}
+    return [*older, *own]
+
+
+def _is_as_one(fold: Fold, group: Group) -> bool:
+    return fold.tariff.versions[group.version_id].joins[group.rule_id].rule.worth not in ("dearest", "percents", "pair")
+
+
+def _pays(fold: Fold, group: Group, join: Join, leg: Leg) -> int | NoPrice:
+    rule = join.rule
+    if rule.worth == "position":
+        return min(leg.net, rule.transfer_amounts[min(group.transfers, len(rule.transfer_amounts) - 1)])
+    if rule.worth == "base_once":
+        return max(0, leg.net - leg.base)
+    whole = leg.net if leg.status == "missing_exit" else _worth(fold, group, join, leg)
+    if isinstance(whole, NoPrice):
+        return whole
+    difference = whole - group.worth
+    group.worth = whole if rule.below_zero == "paid_back" else max(whole, group.worth)
+    return difference if rule.below_zero == "paid_back" else max(0, difference)
+
+
+def _worth(fold: Fold, group: Group, join: Join, leg: Leg) -> int | NoPrice:
+    """What a group's legs and this one cost as one."""
+    prices = fold.tariff.versions[group.version_id].prices
+    legs = [*group.legs, leg]
+    chain = next((given.chain_distance_m for given in (leg.exit_given, leg.given) if given is not None), None)
+    price: LegPrice | NoPrice
+    if join.rule.worth == "through":
+        price = prices.through(group.first, leg, chain)
+        if isinstance(price, NoPrice) and price.missing == "distance_km":
+            price = NoPrice("chain_distance_km")
+    elif join.rule.worth == "distance":
+        if chain is None:
+            parts = [prices.counted_m(one) for one in legs]
+            chain = sum(part for part in parts if part is not None) if None not in parts else None
+        price = prices.joined([*legs], chain)
+    else:
+        if chain is None:
+            chain = _longest_line(fold, group, legs)
+        if chain is None:
+            return NoPrice("chain_distance_km")
+        price = prices.joined([*legs], chain)
+    return price if isinstance(price, NoPrice) else price.amount
+
+
+def _longest_line(fold: Fold, group: Group, legs: list[Leg]) -> int | None:
+    """The longest straight line, in metres, between any entry and any exit of some legs; None where a place is not known."""
+    prices = fold.tariff.versions[group.version_id].prices
+    entries = [prices.position(leg.from_stop_id, leg.given) for leg in legs]
+    exits = [prices.position(leg.to_stop_id, leg.exit_given) for leg in legs]
+    lines = [straight_line_m(here, there) if here and there else None for here, there in product(entries, exits)]
+    return max((line for line in lines if line is not None), default=None) if None not in lines else None

@@ -1,0 +1,158 @@
+"""When one leg may follow another: what all joining rules share (docs/tariff.md, "joining_rules").
+
+What the legs are then worth together is decided elsewhere: on list fares in `as_one`, after discounts in `groups`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fare_engine.pricing.lines import Leg
+from fare_engine.pricing.state import Group
+from fare_engine.service_day import DAY_MS, MINUTE_MS
+from fare_engine.tariff.compile import Join, Link
+from fare_engine.tariff.conditions import names_route, static_failing
+
+if TYPE_CHECKING:
+    from fare_engine.pricing.fold import Fold
+
+_FIELDS = {"service_day": "service_day", "network": "network_id", "route": "route_id", "operator": "operator_id"}
+
+
+def latest_group(fold: Fold, rule_id: str, leg: Leg) -> tuple[Group, Join] | None:
+    """The group of a rule, the one joined last first, that a leg may join, with the rule in the owner's version."""
+    for group in reversed(fold.state.groups):
+        if group.rule_id != rule_id:
+            continue
+        join = _owners_rule(fold, group, leg)
+        if join is None:
+            continue
+        reason = _group_failing(fold, group, join, leg)
+        if reason is None:
+            return group, join
+        fold.passed(leg, rule_id, reason)
+    return None
+
+
+def begin_group(fold: Fold, join: Join, leg: Leg, worth: int) -> None:
+    """A leg that joined no group of a rule begins one, if the rule lets it be a first leg."""
+    if any(not link.from_networks or leg.network_id in link.from_networks for link in join.links) and fold.holds(
+        leg, join.ready, join.rule.rule_id
+    ):
+        fold.state.groups.append(Group(join.rule.rule_id, leg.version_id, leg, leg, leg, 0, worth, [leg]))
+
+
+def extend_group(fold: Fold, group: Group, leg: Leg) -> None:
+    """A leg becomes the last of a group."""
+    leg.follows = (*leg.follows, (group.rule_id, group.last.leg_id))
+    group.last = leg
+    group.transfers += 1
+    group.legs.append(leg)
+    fold.state.groups.remove(group)
+    fold.state.groups.append(group)
+
+
+def forget_groups(fold: Fold, now: int) -> None:
+    """Drop the groups whose windows, and the longest ride that may end in them, have passed."""
+    groups = fold.state.groups
+    kept = [group for group in groups if now - ended(group.last) <= _longest(fold, group) + DAY_MS]
+    if len(kept) < len(groups):
+        fold.state.groups = kept
+
+
+def failing(fold: Fold, join: Join, earlier: Leg, leg: Leg, anchor: Leg, first: Leg) -> str | None:
+    """Why `leg` may not follow `earlier` under a rule, or None. `anchor` is the leg from which a window of the first runs."""
+    rule = join.rule
+    if leg.network_id is None:
+        return "networks"
+    reason = static_failing(rule, leg.network_id, leg.route_id, leg.media, leg.rider_category)
+    if reason is not None:
+        return reason
+    if not join.ready.always:
+        version = fold.version_of(leg)
+        reason = join.ready.failing(leg, version.network, version.prices.groups)
+        if reason is not None:
+            return reason
+    if not rule.skips and fold.state.last_leg_id != earlier.leg_id:
+        return "skips"
+    for name in rule.same:
+        if getattr(leg, _FIELDS[name]) != getattr(earlier, _FIELDS[name]) or getattr(leg, _FIELDS[name]) is None:
+            return f"same {name}"
+    for other in rule.differs:
+        if not _differs(other, earlier, leg):
+            return f"differs {other}"
+    if rule.span_minutes and began(leg) - began(first) > rule.span_minutes * MINUTE_MS:
+        return "span_minutes"
+    reasons = [_link_failing(fold, link, earlier, leg, anchor) for link in join.links]
+    return None if None in reasons else reasons[0]
+
+
+def began(leg: Leg) -> int:
+    """The instant of a leg's first tap."""
+    at = leg.entry_at if leg.entry_at is not None else leg.exit_at
+    assert at is not None
+    return at
+
+
+def ended(leg: Leg) -> int:
+    """The instant of a leg's last tap."""
+    at = leg.exit_at if leg.exit_at is not None else leg.entry_at
+    assert at is not None
+    return at
+
+
+def _owners_rule(fold: Fold, group: Group, leg: Leg) -> Join | None:
+    join = fold.tariff.versions[group.version_id].joins.get(group.rule_id)
+    if join is not None and join.rule.owner == "leg":
+        return fold.version_of(leg).joins.get(group.rule_id)
+    return join
+
+
+def _group_failing(fold: Fold, group: Group, join: Join, leg: Leg) -> str | None:
+    if group.transfers >= join.rule.max_transfers:
+        return "max_transfers"
+    return failing(fold, join, group.last, leg, group.anchor, group.first)
+
+
+def _link_failing(fold: Fold, link: Link, earlier: Leg, leg: Leg, anchor: Leg) -> str | None:
+    fields = link.fields
+    if link.from_networks and earlier.network_id not in link.from_networks:
+        return "from_networks"
+    if link.to_networks and leg.network_id not in link.to_networks:
+        return "to_networks"
+    if fields.from_routes and not names_route(fields.from_routes, earlier.route_id):
+        return "from_routes"
+    if fields.to_routes and not names_route(fields.to_routes, leg.route_id):
+        return "to_routes"
+    if (link.from_places or link.to_places or link.stop_pairs) and not _places_fit(fold, link, earlier, leg):
+        return "from_areas" if link.from_places else "to_areas" if link.to_places else "stop_pairs"
+    opener = anchor if fields.window_of == "first" else earlier
+    opened = opener.entry_at if fields.window_from == "entry" else opener.exit_at
+    if opened is None:
+        return "window_from" if link.window_ms else None
+    if link.timeframes and link.timeframes.isdisjoint(fold.version_of(earlier).prices.groups(opened)):
+        return "timeframes"
+    return None if link.reaches(opened, began(leg)) else "window_minutes"
+
+
+def _places_fit(fold: Fold, link: Link, earlier: Leg, leg: Leg) -> bool:
+    version = fold.version_of(leg)
+    left = earlier.to_stop_id, version.areas_of(earlier.to_stop_id, earlier.exit_given)
+    entered = leg.from_stop_id, version.areas_of(leg.from_stop_id, leg.given)
+    if link.from_places is not None and not link.from_places.holds(*left):
+        return False
+    if link.to_places is not None and not link.to_places.holds(*entered):
+        return False
+    return not link.stop_pairs or any(one.holds(*left) and other.holds(*entered) for one, other in link.stop_pairs)
+
+
+def _differs(name: str, earlier: Leg, leg: Leg) -> bool:
+    """Whether two legs differ in something; what is not known differs."""
+    if name == "stop":
+        return leg.from_stop_id is None or leg.from_stop_id != earlier.to_stop_id
+    value = getattr(leg, _FIELDS[name])
+    return value is None or value != getattr(earlier, _FIELDS[name])
+
+
+def _longest(fold: Fold, group: Group) -> int:
+    join = fold.tariff.versions[group.version_id].joins.get(group.rule_id)
+    return join.longest_ms if join is not None else 0
