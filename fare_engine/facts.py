@@ -7,6 +7,7 @@ the offset that the terminal itself wrote into it."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -91,12 +92,15 @@ def order_key(fact: Fact) -> tuple[int, str, str, int]:
     return (fact.at, fact.device_id, fact.epoch, fact.sequence)
 
 
+_PLACE = attrgetter("at", "device_id", "epoch", "sequence")
+
+
 def in_order(facts: Iterable[Fact]) -> list[Tap | Purchase]:
     """The facts that act, each once, in their order; a tap that an OUTCOME record cancels does not act."""
     once = {fact.fact_id: fact for fact in facts}
-    cancelled = [fact.tap_id for fact in once.values() if isinstance(fact, Cancellation)]
-    for tap_id in cancelled:
-        once.pop(tap_id, None)
-    acting = [fact for fact in once.values() if not isinstance(fact, Cancellation)]
-    acting.sort(key=order_key)
-    return acting
+    for cancellation in [fact for fact in once.values() if isinstance(fact, Cancellation)]:
+        once.pop(cancellation.tap_id, None)
+        once.pop(cancellation.fact_id, None)
+    acting = [*once.values()]
+    acting.sort(key=_PLACE)
+    return acting  # type: ignore[return-value]  # no cancellation is left

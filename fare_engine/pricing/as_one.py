@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fare_engine.pricing import joins
+from fare_engine.pricing.groups import EARLIER
 from fare_engine.pricing.lines import Leg
 from fare_engine.pricing.state import Group
 from fare_engine.tariff.compile import Join, LegPrice, NoPrice, Terms
@@ -34,12 +35,12 @@ def adjust(fold: Fold, leg: Leg, terms: Terms) -> list[Adjustment] | NoPrice:
 
     Where a group's worth cannot be told, the leg's price is unknown."""
     found: list[Adjustment] = []
+    own = {join.rule.rule_id: join for join in terms.as_one}
     for rule_id in _rule_ids(fold, terms):
         fitting = joins.latest_group(fold, rule_id, leg)
         if fitting is None:
-            join = fold.version_of(leg).joins.get(rule_id)
-            if join is not None and leg.status == "complete":
-                joins.begin_group(fold, join, leg, leg.net)
+            if rule_id in own:
+                joins.begin_group(fold, own[rule_id], leg, leg.net)
             continue
         group, join = fitting
         pays = _pays(fold, group, join, leg)
@@ -54,15 +55,15 @@ def adjust(fold: Fold, leg: Leg, terms: Terms) -> list[Adjustment] | NoPrice:
 
 
 def follow_unpriced(fold: Fold, leg: Leg, terms: Terms) -> None:
-    """A leg whose own price is unknown still takes its place where later legs cost by their position."""
-    for join in terms.as_one:
-        if join.rule.worth != "position":
-            continue
+    """A leg whose own price is unknown still takes its place: what later legs cost as a part of its groups may be unknown,
+    too, or (by position) not depend on it."""
+    for join in (*terms.as_one, *terms.transfers):
         fitting = joins.latest_group(fold, join.rule.rule_id, leg)
         if fitting is None:
-            joins.begin_group(fold, join, leg, 0)
+            joins.begin_group(fold, join, leg, None)
         else:
             joins.extend_group(fold, fitting[0], leg)
+            fitting[0].worth = None
 
 
 def _rule_ids(fold: Fold, terms: Terms) -> list[str]:
@@ -82,6 +83,8 @@ def _pays(fold: Fold, group: Group, join: Join, leg: Leg) -> int | NoPrice:
         return min(leg.net, rule.transfer_amounts[min(group.transfers, len(rule.transfer_amounts) - 1)])
     if rule.worth == "base_once":
         return max(0, leg.net - leg.base)
+    if group.worth is None:
+        return NoPrice(EARLIER)
     whole = leg.net if leg.status == "missing_exit" else _worth(fold, group, join, leg)
     if isinstance(whole, NoPrice):
         return whole
@@ -97,7 +100,7 @@ def _worth(fold: Fold, group: Group, join: Join, leg: Leg) -> int | NoPrice:
     chain = next((given.chain_distance_m for given in (leg.exit_given, leg.given) if given is not None), None)
     price: LegPrice | NoPrice
     if join.rule.worth == "through":
-        price = prices.through(group.first, leg, chain)
+        price = prices.through(group.legs[0], leg, chain)
         if isinstance(price, NoPrice) and price.missing == "distance_km":
             price = NoPrice("chain_distance_km")
     elif join.rule.worth == "distance":

@@ -20,12 +20,6 @@ from fare_engine.tariff.conditions import Ready
 from fare_engine.tariff.model import OPERATORS
 
 
-def _kept(state: State) -> list[Leg]:
-    """The legs that a state remembers."""
-    grouped = [leg for group in state.groups for leg in (group.first, group.last)]
-    return [*(owed.last for owed in state.owed), *grouped, *state.open_legs, *state.overdue, *state.joinable]
-
-
 class Passed(msgspec.Struct, frozen=True):
     """A rule that was looked at for a leg and did not act: the condition that failed."""
 
@@ -52,7 +46,7 @@ class Fold:
     def __init__(self, tariff: CompiledTariff, state: State) -> None:
         self.tariff = tariff
         self.state = state
-        self.legs: dict[str, Leg] = {leg.leg_id: leg for leg in _kept(state)}
+        self.legs: dict[str, Leg] = _reunited(state) if state.last_leg_id or state.open_legs else {}
         self.sales: dict[str, Sale] = {}
         self.lines: list[Line] = []
         self.ignored: dict[str, str] = {}
@@ -75,17 +69,13 @@ class Fold:
         state = self.state
         while state.next_due < to:
             at = state.next_due
-            overdue = [leg for leg in state.open_legs if legs.last_instant(self, leg) == at]
+            overdue = [leg for leg in state.open_legs if leg.due == at]
             for leg in overdue:
                 legs.close_overdue(self, leg)
             products.pass_time(self, at)
             rewards.pay_rebates(self, at)
-            self.reckon_next_due()
+            state.reckon_next_due()
         state.overdue = [leg for leg in state.overdue if leg.entry_at is not None and to - leg.entry_at < DAY_MS]
-
-    def reckon_next_due(self) -> None:
-        """Call after an open leg or a lot came or went."""
-        self.state.set_next_due([legs.last_instant(self, leg) for leg in self.state.open_legs])
 
     def version_of(self, leg: Leg) -> CompiledVersion:
         """The version that owns a leg: the one in force at its first tap."""
@@ -134,6 +124,24 @@ def fold(
         work.take(fact)
     work.advance(as_of)
     return Folded(work.legs, work.sales, work.lines, work.ignored, work.state, work.trace or [])
+
+
+def _reunited(state: State) -> dict[str, Leg]:
+    """The legs that a state remembers. One that stands in several places of it is made the same leg everywhere: a state that
+    was written down and read again holds copies."""
+    legs: dict[str, Leg] = {}
+
+    def one(leg: Leg) -> Leg:
+        return legs.setdefault(leg.leg_id, leg)
+
+    state.joinable = [one(leg) for leg in state.joinable]
+    state.open_legs = [one(leg) for leg in state.open_legs]
+    state.overdue = [one(leg) for leg in state.overdue]
+    for group in state.groups:
+        group.legs = [one(leg) for leg in group.legs]
+    for owed in state.owed:
+        owed.last = one(owed.last)
+    return legs
 
 
 def copy_state(state: State) -> State:

@@ -11,11 +11,12 @@ from fare_engine.money import rate_of, rounded_to
 from fare_engine.pricing import joins, rewards
 from fare_engine.pricing.lines import Leg
 from fare_engine.pricing.state import Group
-from fare_engine.service_day import DAY_MS
-from fare_engine.tariff.compile import Join, Terms
+from fare_engine.tariff.compile import Join, NoPrice, Terms
 
 if TYPE_CHECKING:
     from fare_engine.pricing.fold import Fold
+
+EARLIER = "the price of an earlier ride"
 
 
 def join(fold: Fold, leg: Leg, terms: Terms) -> None:
@@ -37,26 +38,34 @@ def join(fold: Fold, leg: Leg, terms: Terms) -> None:
 
 
 def _join_groups(fold: Fold, leg: Leg, terms: Terms) -> None:
-    own = [join.rule.rule_id for join in terms.transfers]
+    own = {join.rule.rule_id: join for join in terms.transfers}
     older = {group.rule_id: None for group in fold.state.groups if group.rule_id not in own and _after_discounts(fold, group)}
     for rule_id in (*older, *own):
         fitting = joins.latest_group(fold, rule_id, leg)
         if fitting is None:
-            join = fold.version_of(leg).joins.get(rule_id)
-            if join is not None:
-                joins.begin_group(fold, join, leg, leg.net)
+            if rule_id in own:
+                joins.begin_group(fold, own[rule_id], leg, leg.net)
             continue
         group, join = fitting
         pays = _pays(group, join, leg)
         joins.extend_group(fold, group, leg)
         if join.rule.restarts == "on_payment" and pays:
-            group.anchor = leg
-        group.worth = max(group.worth, leg.net)
+            group.opened_by = group.transfers
+        group.worth = max(group.worth or 0, leg.net)
         if pays != leg.net:
             owner = group.version_id if join.rule.owner == "first_leg" else leg.version_id
             fold.add_line(leg, "transfer", rule_id, pays - leg.net, join.rule.bearer, owner)
             leg.net = pays
-    joins.forget_groups(fold, joins.ended(leg))
+
+
+def lacking(fold: Fold, leg: Leg, terms: Terms) -> NoPrice | None:
+    """Where a leg belongs to a group whose worth hangs on a leg without a price, its own price is not known either."""
+    for join in terms.transfers:
+        if join.rule.worth == "dearest":
+            fitting = joins.latest_group(fold, join.rule.rule_id, leg)
+            if fitting is not None and fitting[0].worth is None:
+                return NoPrice(EARLIER)
+    return None
 
 
 def _after_discounts(fold: Fold, group: Group) -> bool:
@@ -66,9 +75,9 @@ def _after_discounts(fold: Fold, group: Group) -> bool:
 def _pays(group: Group, join: Join, leg: Leg) -> int:
     """What the group is worth with the leg, less what it was worth without it."""
     if join.rule.worth == "dearest":
-        return max(0, leg.net - group.worth)
+        return max(0, leg.net - (group.worth or 0))
     percents = join.rule.percents
-    position = group.transfers + 1
+    position = len(group.legs)
     return rounded_to(rate_of(leg.net, percents[min(position, len(percents) - 1)]), "half_up")
 
 
@@ -97,7 +106,9 @@ def _adjust_pair(fold: Fold, first: Leg, second: Leg, join: Join) -> None:
     first_terms = fold.terms_of(first)
     assert first_terms is not None
     off_first = min(rule.off_first, first.net)
-    off_second = rule.off_second + rounded_to(rate_of(second.net, rule.percent_off_second), "half_up")
+    off_second = rule.off_second
+    if rule.percent_off_second:
+        off_second += rounded_to(rate_of(second.net, rule.percent_off_second), "half_up")
     off_second = min(off_second, second.net)
     if off_first:
         first.net -= off_first
@@ -112,22 +123,21 @@ def _offer(fold: Fold, leg: Leg, terms: Terms, transfers: int) -> None:
     """Keep the leg while it may be the first of a pair, and forget those whose windows have closed."""
     state = fold.state
     if state.joinable:
-        _forget_closed(fold, joins.ended(leg))
-    if any(transfers < join.rule.max_transfers for join in terms.pairs):
+        _forget_closed(fold, joins.running_since(fold, joins.ended(leg)))
+    if transfers < terms.most_pairs:
         state.joinable.append(leg)
         if transfers:
             state.transfers[leg.leg_id] = transfers
 
 
-def _forget_closed(fold: Fold, now: int) -> None:
+def _forget_closed(fold: Fold, since: int) -> None:
     state = fold.state
-    for old in [old for old in state.joinable if not _still_joinable(fold, old, now)]:
+    for old in [old for old in state.joinable if not _still_joinable(fold, old, since)]:
         state.joinable.remove(old)
         state.transfers.pop(old.leg_id, None)
 
 
-def _still_joinable(fold: Fold, leg: Leg, now: int) -> bool:
-    """A leg stays until the windows and the longest ride that may end in them have passed."""
+def _still_joinable(fold: Fold, leg: Leg, since: int) -> bool:
+    """A leg stays until its windows have passed for every ride that begins now, or is under way since an earlier instant."""
     terms = fold.terms_of(leg)
-    waited = now - joins.ended(leg) - DAY_MS
-    return terms is not None and any(waited <= join.longest_ms for join in terms.pairs)
+    return terms is not None and since - joins.ended(leg) <= terms.longest_pair_ms

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fare_engine.pricing.lines import Leg
 from fare_engine.pricing.state import Group
-from fare_engine.service_day import DAY_MS, MINUTE_MS
+from fare_engine.service_day import MINUTE_MS
 from fare_engine.tariff.compile import Join, Link
 from fare_engine.tariff.conditions import names_route, static_failing
 
@@ -33,28 +33,29 @@ def latest_group(fold: Fold, rule_id: str, leg: Leg) -> tuple[Group, Join] | Non
     return None
 
 
-def begin_group(fold: Fold, join: Join, leg: Leg, worth: int) -> None:
-    """A leg that joined no group of a rule begins one, if the rule lets it be a first leg."""
+def begin_group(fold: Fold, join: Join, leg: Leg, worth: int | None) -> None:
+    """A leg that joined no group of a rule begins one, if the rule lets it be a first leg. None: its worth is not known."""
     if any(not link.from_networks or leg.network_id in link.from_networks for link in join.links) and fold.holds(
         leg, join.ready, join.rule.rule_id
     ):
-        fold.state.groups.append(Group(join.rule.rule_id, leg.version_id, leg, leg, leg, 0, worth, [leg]))
+        fold.state.groups.append(Group(join.rule.rule_id, leg.version_id, [leg], worth))
 
 
 def extend_group(fold: Fold, group: Group, leg: Leg) -> None:
     """A leg becomes the last of a group."""
     leg.follows = (*leg.follows, (group.rule_id, group.last.leg_id))
-    group.last = leg
-    group.transfers += 1
     group.legs.append(leg)
     fold.state.groups.remove(group)
     fold.state.groups.append(group)
 
 
 def forget_groups(fold: Fold, now: int) -> None:
-    """Drop the groups whose windows, and the longest ride that may end in them, have passed."""
+    """Drop the groups whose windows have passed for rides that begin now, and for those that are still under way."""
     groups = fold.state.groups
-    kept = [group for group in groups if now - ended(group.last) <= _longest(fold, group) + DAY_MS]
+    if not groups:
+        return
+    since = running_since(fold, now)
+    kept = [group for group in groups if since - ended(group.last) <= _longest(fold, group)]
     if len(kept) < len(groups):
         fold.state.groups = kept
 
@@ -77,9 +78,6 @@ def failing(fold: Fold, join: Join, earlier: Leg, leg: Leg, anchor: Leg, first: 
     for name in rule.same:
         if getattr(leg, _FIELDS[name]) != getattr(earlier, _FIELDS[name]) or getattr(leg, _FIELDS[name]) is None:
             return f"same {name}"
-    for other in rule.differs:
-        if not _differs(other, earlier, leg):
-            return f"differs {other}"
     if rule.span_minutes and began(leg) - began(first) > rule.span_minutes * MINUTE_MS:
         return "span_minutes"
     reasons = [_link_failing(fold, link, earlier, leg, anchor) for link in join.links]
@@ -107,14 +105,22 @@ def _owners_rule(fold: Fold, group: Group, leg: Leg) -> Join | None:
     return join
 
 
+def running_since(fold: Fold, now: int) -> int:
+    """The earliest instant at which a ride may have begun that is not yet complete."""
+    return min([now, *(began(leg) for leg in fold.state.open_legs)])
+
+
 def _group_failing(fold: Fold, group: Group, join: Join, leg: Leg) -> str | None:
     if group.transfers >= join.rule.max_transfers:
         return "max_transfers"
-    return failing(fold, join, group.last, leg, group.anchor, group.first)
+    return failing(fold, join, group.last, leg, group.legs[group.opened_by], group.legs[0])
 
 
 def _link_failing(fold: Fold, link: Link, earlier: Leg, leg: Leg, anchor: Leg) -> str | None:
     fields = link.fields
+    for name in fields.differs:
+        if not _differs(name, earlier, leg):
+            return f"differs {name}"
     if link.from_networks and earlier.network_id not in link.from_networks:
         return "from_networks"
     if link.to_networks and leg.network_id not in link.to_networks:

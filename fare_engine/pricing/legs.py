@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from fare_engine.facts import Tap
 from fare_engine.money import percent_of, rate_of, rounded_to
-from fare_engine.pricing import as_one, groups, periods, products, rewards
+from fare_engine.pricing import as_one, groups, joins, periods, products, rewards
 from fare_engine.pricing.lines import Leg, LegStatus
-from fare_engine.pricing.state import NEVER
 from fare_engine.service_day import DAY_MS
 from fare_engine.tariff.compile import CompiledVersion, LegPrice, NoPrice, ReadyDiscount, Terms
 
@@ -30,7 +29,7 @@ def take_tap(fold: Fold, tap: Tap) -> None:
             return
     if fold.state.open_legs and tap.action != "exit":
         _close_left_open(fold, tap, network)
-    version = products.version_for(fold, tap)
+    version = products.version_for(fold, tap) if fold.state.lots else fold.tariff.version_at(tap.at)
     terms = version.terms(network, tap.route_id, tap.media, tap.rider_category) if version and network else None
     if version is None or network is None or terms is None:
         leg = _begin(fold, tap, network, version, "unknown")
@@ -48,14 +47,6 @@ def take_tap(fold: Fold, tap: Tap) -> None:
         _enter(fold, tap, network, version, terms)
 
 
-def last_instant(fold: Fold, leg: Leg) -> int:
-    """The last instant at which an open leg's exit is in time; where an overstay only costs more, the last at which it counts."""
-    terms = fold.terms_of(leg)
-    if terms is None or leg.entry_at is None:
-        return NEVER
-    return leg.entry_at + (DAY_MS if terms.tap_rule.overstay == "surcharge" else terms.longest_stay_ms)
-
-
 def close_overdue(fold: Fold, leg: Leg) -> None:
     """The longest stay has passed: the leg is charged by its tap rule, caused by the passing of time."""
     fold.cause = f"{leg.leg_id}/overdue"
@@ -65,74 +56,90 @@ def close_overdue(fold: Fold, leg: Leg) -> None:
 
 def settle(fold: Fold, leg: Leg, price: LegPrice | NoPrice, terms: Terms) -> None:
     """The leg's price is known: list fare, surcharges, product, legs priced as one, discounts, transfers, rewards, limits."""
+    state = fold.state
     complete = leg.status == "complete"
-    adjusted: list[as_one.Adjustment] | NoPrice = []
-    payer = None
-    if not isinstance(price, NoPrice):
-        leg.net, leg.base = price.amount, price.base
-        payer = products.find(fold, leg) if fold.state.lots and leg.net else None
-        continues = complete or (terms.tap_rule.missing_joins and leg.status == "missing_exit")
-        if leg.net and payer is None and continues and (terms.as_one or fold.state.groups):
-            adjusted = as_one.adjust(fold, leg, terms)
-    if isinstance(price, NoPrice) or isinstance(adjusted, NoPrice):
-        _leave_unknown(fold, leg, terms, price if isinstance(price, NoPrice) else adjusted)
+    if isinstance(price, NoPrice):
+        _leave_unknown(fold, leg, terms, price, joins=complete)
         return
-    _add_list_lines(fold, leg, price, terms)
+    leg.net, leg.base = price.amount, price.base
+    payer = products.find(fold, leg) if state.lots and leg.net else None
+    adjusted: list[as_one.Adjustment] = []
+    if (terms.as_one or state.groups) and leg.net and payer is None:
+        priced = _as_one(fold, leg, terms, complete=complete)
+        if isinstance(priced, NoPrice):
+            _leave_unknown(fold, leg, terms, priced, joins=complete)
+            return
+        adjusted = priced
+    fold.add_line(leg, "list_fare", price.rule_id, price.amount)
+    if leg.persons > 1:
+        fold.add_line(leg, "companions", price.rule_id, price.amount * (leg.persons - 1))
+    if terms.has_extras:
+        _add_surcharges(fold, leg, terms)
     for change in adjusted:
-        rule = change.join.rule
-        fold.add_line(leg, "transfer", rule.rule_id, change.amount, rule.bearer, change.version_id)
-    leg.net = price.amount + sum(change.amount for change in adjusted)
-    joins = complete and price.amount > 0
+        fold.add_line(leg, "transfer", change.join.rule.rule_id, change.amount, change.join.rule.bearer, change.version_id)
+    takes_part = complete and price.amount > 0
     if payer is not None:
         products.pay(fold, leg, payer)
-        joins = joins and leg.net > 0
-    elif leg.net:
-        for discount in terms.discounts:
-            _take_discount(fold, leg, discount)
-        joins = joins and leg.net > 0
-    if joins:
+        takes_part = takes_part and leg.net > 0
+    elif leg.net > 0:
+        for discount in _discounts(fold, leg, terms):
+            if complete or discount.rule.missing:
+                _take_discount(fold, leg, discount)
+        takes_part = takes_part and leg.net > 0
+    if takes_part:
         groups.join(fold, leg, terms)
     if terms.rewards and complete:
         rewards.take(fold, leg, terms)
     left = leg.net
     if left and (complete or terms.tap_rule.missing_counts_toward_caps):
         left = periods.count(fold, leg, left, terms)
-    if complete and (terms.rewards or terms.rebates):
+    if (terms.rewards or terms.rebates) and complete:
         rewards.count(fold, leg, terms, left)
-    products.use_credit(fold, left)
-    fold.state.last_leg_id = leg.leg_id
+    if state.lots:
+        products.use_credit(fold, left)
+    if state.groups:
+        joins.forget_groups(fold, joins.ended(leg))
+    state.last_leg_id = leg.leg_id
 
 
-def _leave_unknown(fold: Fold, leg: Leg, terms: Terms, price: object) -> None:
+def _as_one(fold: Fold, leg: Leg, terms: Terms, *, complete: bool) -> list[as_one.Adjustment] | NoPrice:
+    """Bring the leg's net to what it pays as a part of legs priced as one, and say why; NoPrice where that cannot be told."""
+    lacking = groups.lacking(fold, leg, terms) if complete else None
+    if lacking is not None:
+        return lacking
+    if complete or (terms.tap_rule.missing_joins and leg.status == "missing_exit"):
+        return as_one.adjust(fold, leg, terms)
+    return []
+
+
+def _leave_unknown(fold: Fold, leg: Leg, terms: Terms, price: NoPrice, *, joins: bool) -> None:
     """No rule gives a price, or a fact is missing: the leg waits for whoever mends the tariff. It is not zero."""
-    assert isinstance(price, NoPrice)
     leg.status = "unknown"
     leg.net = 0
     if price.missing:
         leg.reason = f"missing fact: {price.missing}"
     else:
         leg.reason = f"no rule of {leg.version_id} gives a fare on {leg.network_id} from {leg.from_stop_id} to {leg.to_stop_id}"
-    if terms.as_one:
+    if joins and (terms.as_one or terms.transfers):
         as_one.follow_unpriced(fold, leg, terms)
     fold.state.last_leg_id = leg.leg_id
 
 
-def _add_list_lines(fold: Fold, leg: Leg, price: LegPrice, terms: Terms) -> None:
-    fold.add_line(leg, "list_fare", price.rule_id, price.amount)
-    if leg.persons > 1:
-        fold.add_line(leg, "companions", price.rule_id, price.amount * (leg.persons - 1))
-    for surcharge in terms.surcharges:
-        if fold.holds(leg, surcharge.ready, surcharge.rule.rule_id):
-            _surcharge(fold, leg, surcharge.rule.rule_id, surcharge.rule.amount, terms)
+def _add_surcharges(fold: Fold, leg: Leg, terms: Terms) -> None:
+    """What the leg costs on top of its fare; together it counts for the caps on surcharges."""
+    surcharges = [
+        (surcharge.rule.rule_id, surcharge.rule.amount)
+        for surcharge in terms.surcharges
+        if fold.holds(leg, surcharge.ready, surcharge.rule.rule_id)
+    ]
     if _overstayed(leg, terms):
         extra = fold.version_of(leg).prices.ride(leg, "overstay")
         if isinstance(extra, LegPrice) and extra.amount:
-            _surcharge(fold, leg, extra.rule_id, extra.amount, terms)
-
-
-def _surcharge(fold: Fold, leg: Leg, rule_id: str, amount: int, terms: Terms) -> None:
-    fold.add_line(leg, "surcharge", rule_id, amount)
-    periods.count_surcharge(fold, leg, amount, terms)
+            surcharges.append((extra.rule_id, extra.amount))
+    for rule_id, amount in surcharges:
+        fold.add_line(leg, "surcharge", rule_id, amount)
+    if surcharges:
+        periods.count_surcharge(fold, leg, sum(amount for _, amount in surcharges), terms)
 
 
 def _overstayed(leg: Leg, terms: Terms) -> bool:
@@ -182,8 +189,10 @@ def _enter(fold: Fold, tap: Tap, network: str, version: CompiledVersion, terms: 
     leg = _begin(fold, tap, network, version, "open")
     if terms.tap_rule.hold != "none":
         _hold(fold, leg, version, terms)
+    stay = DAY_MS if terms.tap_rule.overstay == "surcharge" else terms.longest_stay_ms
+    leg.due = tap.at + stay
     fold.state.open_legs.append(leg)
-    fold.reckon_next_due()
+    fold.state.next_due = min(fold.state.next_due, leg.due)
 
 
 def _hold(fold: Fold, leg: Leg, version: CompiledVersion, terms: Terms) -> None:
@@ -198,7 +207,7 @@ def _hold(fold: Fold, leg: Leg, version: CompiledVersion, terms: Terms) -> None:
     if fold.state.lots and products.find(fold, leg) is not None:
         amount = 0
     elif terms.tap_rule.hold == "highest_fare":
-        for discount in terms.discounts:
+        for discount in _discounts(fold, leg, terms):
             amount -= _discount(fold, leg, discount, amount)
     leg.net = 0
     if amount:
@@ -215,7 +224,7 @@ def _release_hold(fold: Fold, leg: Leg, terms: Terms) -> None:
 def _complete(fold: Fold, leg: Leg, tap: Tap) -> None:
     """An exit ends an open leg, by the version that owns the leg."""
     fold.state.open_legs.remove(leg)
-    fold.reckon_next_due()
+    fold.state.reckon_next_due()
     terms = fold.terms_of(leg)
     assert terms is not None
     assert leg.entry_at is not None
@@ -296,10 +305,17 @@ def _settle_incomplete(fold: Fold, leg: Leg, terms: Terms, version: CompiledVers
     settle(fold, leg, price, terms)
 
 
+def _discounts(fold: Fold, leg: Leg, terms: Terms) -> tuple[ReadyDiscount, ...]:
+    """The discounts to look at: those of the day, or all where it is asked why they do not act."""
+    return terms.discounts if fold.trace is not None else terms.discounts_on(leg.service_day)
+
+
 def _discount(fold: Fold, leg: Leg, discount: ReadyDiscount, amount: int) -> int:
     """What a discount would take off an amount of this leg now."""
     rule = discount.rule
-    if not amount or not fold.holds(leg, discount.ready, rule.rule_id):
+    if not amount:
+        return 0
+    if (not discount.by_day_only or fold.trace is not None) and not fold.holds(leg, discount.ready, rule.rule_id):
         return 0
     if rule.quota_per_day and fold.state.counters.get((rule.rule_id, leg.service_day), 0) >= rule.quota_per_day:
         fold.passed(leg, rule.rule_id, "quota_per_day")

@@ -82,13 +82,15 @@ class Leg(msgspec.Struct, gc=False):
     given: Given | None = None
     """What the first tap brought along; of the last tap: `exit_given`."""
     exit_given: Given | None = None
+    due: int = 0
+    """While open: the last instant at which its exit is in time."""
     base: int = 0
     """The part of its list fare that is paid once where legs share a base."""
     follows: tuple[tuple[str, str], ...] = ()
     """(joining rule, the earlier leg): what it was joined to."""
-    counted: dict[str, int] = {}
+    counted: dict[str, int] | None = None
     """Of rules that must know it again: what it cost when a window with candidates counted it; its number for a reward."""
-    periods: dict[str, int] = {}
+    periods: dict[str, int] | None = None
     """Rule id → the period it was counted in, of rules whose periods begin with a leg."""
 
 

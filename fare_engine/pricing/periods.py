@@ -20,25 +20,31 @@ if TYPE_CHECKING:
 
 KEPT_DAYS = 40
 """Counters of periods that began longer ago are dropped: no leg can belong to them any more."""
+MANY = 32
+"""Only then is it worth looking for old ones."""
 KEPT_MS = 2 * DAY_MS
 """Of windows that begin with a tap, likewise."""
 
 
 def count(fold: Fold, leg: Leg, change: int, terms: Terms) -> int:
     """The leg's charge has changed by `change`: keep every cap's promise. What the rider is left to pay of the change."""
+    day = leg.service_day
     for limit in terms.limits:
         if isinstance(limit, ReadyBest):
             change = _count_best(fold, leg, change, limit)
-        elif limit.rule.counts == "fare":
+        elif limit.plain:
+            period = day if limit.rule.period == "service_day" else monday_of(day)
+            after = add_to_counter(fold.state, limit.rule.rule_id, period, change)
+            change = _take_off(fold, leg, change, after, limit.rule, limit.rule.amount)
+        else:
             change = _count_cap(fold, leg, change, limit)
     return change
 
 
 def count_surcharge(fold: Fold, leg: Leg, amount: int, terms: Terms) -> None:
     """A surcharge counts for the caps that are on surcharges."""
-    for limit in terms.limits:
-        if isinstance(limit, ReadyCap) and limit.rule.counts == "surcharge":
-            amount = _count_cap(fold, leg, amount, limit)
+    for limit in terms.surcharge_caps:
+        amount = _count_cap(fold, leg, amount, limit)
 
 
 def period_of(state: State, rule: Cap | BestOf | Reward, leg: Leg) -> int:
@@ -50,6 +56,8 @@ def period_of(state: State, rule: Cap | BestOf | Reward, leg: Leg) -> int:
         return monday_of(day)
     if rule.period == "month":
         return month_of(day)
+    if leg.periods is None:
+        leg.periods = {}
     if rule.rule_id in leg.periods:
         return leg.periods[rule.rule_id]
     begun = state.anchors.get(rule.rule_id)
@@ -66,7 +74,7 @@ def period_of(state: State, rule: Cap | BestOf | Reward, leg: Leg) -> int:
 def spent(state: State, cap: Cap, leg: Leg) -> int:
     """What a cap's counter holds in the period of a leg."""
     if cap.period in ("days", "window"):
-        period = leg.periods.get(cap.rule_id, state.anchors.get(cap.rule_id, 0))
+        period = (leg.periods or {}).get(cap.rule_id, state.anchors.get(cap.rule_id, 0))
     else:
         period = period_of(state, cap, leg)
     return min(state.counters.get((cap.rule_id, period), 0), cap.amount)
@@ -77,8 +85,9 @@ def add_to_counter(state: State, rule_id: str, period: int, change: int, kept: i
     key = (rule_id, period)
     before = state.counters.get(key)
     if before is None:
-        oldest = period - kept
-        state.counters = {old: value for old, value in state.counters.items() if old[0] != rule_id or old[1] > oldest}
+        if len(state.counters) >= MANY:
+            oldest = period - kept
+            state.counters = {old: value for old, value in state.counters.items() if old[0] != rule_id or old[1] > oldest}
         before = 0
     state.counters[key] = before + change
     return before + change
@@ -96,40 +105,60 @@ def _window_of(rule: Cap | BestOf | Reward, leg: Leg, begun: int | None) -> int:
 
 def _count_cap(fold: Fold, leg: Leg, change: int, limit: ReadyCap) -> int:
     rule = limit.rule
-    if not limit.ready.always and not fold.holds(leg, limit.ready, rule.rule_id):
+    if not fold.holds(leg, limit.ready, rule.rule_id):
         return change
-    state = fold.state
-    period = leg.service_day if rule.period == "service_day" else period_of(state, rule, leg)
-    after = add_to_counter(state, rule.rule_id, period, change, KEPT_MS if rule.period == "window" else KEPT_DAYS)
-    before = after - change
+    period = period_of(fold.state, rule, leg)
+    after = add_to_counter(fold.state, rule.rule_id, period, change, KEPT_MS if rule.period == "window" else KEPT_DAYS)
     amount = rule.amount if rule.owner == "leg" else _owners_amount(fold, rule, period, leg)
+    return _take_off(fold, leg, change, after, rule, amount)
+
+
+def _take_off(fold: Fold, leg: Leg, change: int, after: int, rule: Cap, amount: int) -> int:
+    """Take off what the counter now has above the cap and had not before. What is left of the change."""
+    before = after - change
     if after > amount or before > amount:
         off = max(0, after - amount) - max(0, before - amount)
-        fold.add_line(leg, "cap", rule.rule_id, -off, rule.bearer)
-        return change - off
-    fold.passed(leg, rule.rule_id, "not reached")
+        if off:
+            fold.add_line(leg, "cap", rule.rule_id, -off, rule.bearer)
+            return change - off
+    if fold.trace is not None:
+        fold.passed(leg, rule.rule_id, "not reached")
     return change
 
 
 def _owners_amount(fold: Fold, rule: Cap, period: int, leg: Leg) -> int:
     """The amount in the version of the period's first counted leg."""
-    version_id = fold.state.owners.setdefault((rule.rule_id, period), leg.version_id)
+    version_id = _owner(fold, (rule.rule_id, period), leg)
     owned = fold.tariff.versions[version_id].caps.get(rule.rule_id)
     return owned.rule.amount if owned is not None else rule.amount
 
 
+def _owner(fold: Fold, key: tuple[str, int], leg: Leg) -> str:
+    """The version of a period's first counted leg."""
+    owners = fold.state.owners
+    if key not in owners:
+        oldest = key[1] - KEPT_DAYS
+        fold.state.owners = owners = {old: owner for old, owner in owners.items() if old[0] != key[0] or old[1] > oldest}
+        owners[key] = leg.version_id
+    return owners[key]
+
+
 def _count_best(fold: Fold, leg: Leg, change: int, best: ReadyBest) -> int:
-    rule = best.rule
-    if not fold.holds(leg, best.ready, rule.rule_id):
+    """The candidates of a window are those of the version of its first leg."""
+    if not fold.holds(leg, best.ready, best.rule.rule_id):
         return change
     state = fold.state
-    key = (rule.rule_id, period_of(state, rule, leg))
+    key = (best.rule.rule_id, period_of(state, best.rule, leg))
+    best = fold.tariff.versions[_owner(fold, key, leg)].best[best.rule.rule_id]
+    rule = best.rule
     if key not in state.windows:
         kept = KEPT_MS if rule.period == "window" else KEPT_DAYS
         state.windows = {old: totals for old, totals in state.windows.items() if old[0] != key[0] or old[1] > key[1] - kept}
         state.windows[key] = list(best.prices)
     totals = state.windows[key]
     worth_before = min(totals)
+    if leg.counted is None:
+        leg.counted = {}
     cost_before = leg.counted.get(rule.rule_id, 0)
     cost = leg.counted[rule.rule_id] = cost_before + change
     left = _left_to_pay(fold, leg, best)

@@ -47,7 +47,7 @@ def take_purchase(fold: Fold, purchase: Purchase) -> None:
         lot.next_due = _starts_at(fold, lot, lot.last_day + KEPT_DAYS)
     elif product.starts == "purchase":
         _begin_pass(fold, lot, day)
-    fold.reckon_next_due()
+    fold.state.reckon_next_due()
 
 
 def find(fold: Fold, leg: Leg) -> tuple[Lot, int] | None:
@@ -88,7 +88,7 @@ def pay(fold: Fold, leg: Leg, payer: tuple[Lot, int]) -> None:
         lot.used += 1
     elif lot.first_day is None:
         _begin_pass(fold, lot, leg.service_day)
-        fold.reckon_next_due()
+        fold.state.reckon_next_due()
     bearer, rule = f"product:{product.product_id}", f"product/{product.product_id}"
     off = leg.net - left
     fold.lines.append(Line(leg.leg_id, "product", rule, -off, bearer, funded, fold.cause, leg.version_id, leg.service_day))

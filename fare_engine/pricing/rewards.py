@@ -27,13 +27,14 @@ def take(fold: Fold, leg: Leg, terms: Terms) -> None:
         if not fold.holds(leg, reward.ready, rule.rule_id):
             continue
         number = _number(fold, leg, rule)
-        leg.counted[rule.rule_id] = number
+        counted = leg.counted = leg.counted or {}
+        counted[rule.rule_id] = number
         step = next((step for step in reversed(rule.steps) if number >= step.after), None)
         if step is None or (step.until and number >= step.until):
             fold.passed(leg, rule.rule_id, "not reached")
             continue
         off = min(rounded_to(rate_of(leg.net, step.percent), rule.rounding, rule.round_to), leg.net)
-        if off:
+        if off > 0:
             leg.net -= off
             fold.add_line(leg, "reward", rule.rule_id, -off, rule.bearer)
 
@@ -47,11 +48,12 @@ def count(fold: Fold, leg: Leg, terms: Terms, left: int) -> None:
     """Count a leg of which its rider is left to pay `left`, after caps."""
     for reward in terms.rewards:
         rule = reward.rule
-        if rule.rule_id not in leg.counted or rule.counts == "spending":
+        counted = leg.counted
+        if counted is None or rule.rule_id not in counted or rule.counts == "spending":
             continue
         if (left > 0 or not rule.paid_only) and not _counted_already(fold, leg, rule):
             periods.add_to_counter(fold.state, rule.rule_id, periods.period_of(fold.state, rule, leg), 1)
-            leg.counted[_mark(rule)] = 1
+            counted[_mark(rule)] = 1
     count_spending(fold, leg, terms, left, legs=1)
 
 
@@ -87,17 +89,17 @@ def _number(fold: Fold, leg: Leg, rule: Reward) -> int:
     if rule.counts == "journeys":
         earlier = _continued(fold, leg, rule)
         if earlier is not None:
-            return earlier.counted[rule.rule_id]
+            return earlier[rule.rule_id]
     return fold.state.counters.get((rule.rule_id, periods.period_of(fold.state, rule, leg)), 0)
 
 
-def _continued(fold: Fold, leg: Leg, rule: Reward) -> Leg | None:
-    """The leg before it in its journey, if it was counted in the same period."""
+def _continued(fold: Fold, leg: Leg, rule: Reward) -> dict[str, int] | None:
+    """What the leg before it in its journey remembers, if it was counted in the same period."""
     for rule_id, leg_id in leg.follows:
         earlier = fold.legs.get(leg_id)
-        if rule_id in rule.journeys_of and earlier is not None and rule.rule_id in earlier.counted:
+        if rule_id in rule.journeys_of and earlier is not None and earlier.counted and rule.rule_id in earlier.counted:
             same = periods.period_of(fold.state, rule, earlier) == periods.period_of(fold.state, rule, leg)
-            return earlier if same else None
+            return earlier.counted if same else None
     return None
 
 
@@ -105,7 +107,7 @@ def _counted_already(fold: Fold, leg: Leg, rule: Reward) -> bool:
     if rule.counts != "journeys":
         return False
     earlier = _continued(fold, leg, rule)
-    if earlier is None or _mark(rule) not in earlier.counted:
+    if earlier is None or leg.counted is None or _mark(rule) not in earlier:
         return False
     leg.counted[_mark(rule)] = 1
     return True
@@ -118,7 +120,7 @@ def _mark(rule: Reward) -> str:
 
 def _count_spending(fold: Fold, leg: Leg, reward: ReadyReward, left: int) -> None:
     rule = reward.rule
-    if rule.counts == "spending" and rule.rule_id in leg.counted:
+    if rule.counts == "spending" and leg.counted and rule.rule_id in leg.counted:
         periods.add_to_counter(fold.state, rule.rule_id, periods.period_of(fold.state, rule, leg), left)
 
 
@@ -134,9 +136,9 @@ def _owe(fold: Fold, leg: Leg, rule: Rebate, left: int, legs: int) -> None:
             return
     version = fold.version_of(leg)
     after = period + 7 if rule.period == "week" else _next_month(period)
-    due = day_starts_at(after, version.zone, version.day_start_ms)
+    due = day_starts_at(after + 1, version.zone, version.day_start_ms)
     fold.state.owed.append(Owed(rule.rule_id, leg.version_id, period, due, left, legs, leg))
-    fold.reckon_next_due()
+    fold.state.reckon_next_due()
 
 
 def _next_month(first: int) -> int:

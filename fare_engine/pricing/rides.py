@@ -42,7 +42,7 @@ def read_rides(
     """The facts of a rider's rides. MissingFactError names what the tariff does not know; InputError what is not a ride."""
     reader = _Reader(tariff, rides, rider, media)
     for product in account.get("products", ()):
-        reader.buy(product)
+        reader.buy(product if isinstance(product, Mapping) else {"id": str(product)})
     for credit in account.get("credit", ()):
         reader.load(credit)
     for number, ride in enumerate(rides, start=1):

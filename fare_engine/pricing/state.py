@@ -37,14 +37,21 @@ class Group(msgspec.Struct, gc=False):
 
     rule_id: str
     version_id: str
-    first: Leg
-    anchor: Leg
-    """The leg from which a window of the first leg runs."""
-    last: Leg
-    transfers: int
-    worth: int
-    legs: list[Leg] = []
-    """All of them, where what they are worth looks at every one."""
+    legs: list[Leg]
+    worth: int | None
+    """None: one of the legs has no price yet."""
+    opened_by: int = 0
+    """Which of them is the one from which a window of the first leg runs."""
+
+    @property
+    def last(self) -> Leg:
+        """The leg that joined last."""
+        return self.legs[-1]
+
+    @property
+    def transfers(self) -> int:
+        """How many legs followed the first."""
+        return len(self.legs) - 1
 
 
 class Owed(msgspec.Struct, gc=False):
@@ -54,7 +61,7 @@ class Owed(msgspec.Struct, gc=False):
     version_id: str
     period: int
     due: int
-    """The instant at which the period has ended."""
+    """The instant at which it is paid: a day after the period, so that a ride across the turn has ended."""
     spent: int
     legs: int
     last: Leg
@@ -79,7 +86,7 @@ class State(msgspec.Struct):
     anchors: dict[str, int] = {}
     """Rule id → where its running period began, of periods that begin with a leg."""
     owners: dict[tuple[str, int], str] = {}
-    """(cap, period) → the version of its first leg, of caps whose amount it owns."""
+    """(rule, period) → the version of the period's first leg, of rules that it owns."""
     windows: dict[tuple[str, int], list[int]] = {}
     """(window with candidates, period) → what each choice would cost so far."""
     owed: list[Owed] = []
@@ -87,7 +94,13 @@ class State(msgspec.Struct):
     next_due: int = NEVER
     """The next instant at which something happens without a tap."""
 
-    def set_next_due(self, longest_stays: list[int]) -> None:
-        """Recompute `next_due` from the open legs' last instants (given), the lots' ends and the rebates' periods."""
-        dues = [*longest_stays, *(lot.next_due for lot in self.lots), *(owed.due for owed in self.owed)]
-        self.next_due = min(dues, default=NEVER)
+    def reckon_next_due(self) -> None:
+        """Call after an open leg, a lot or a rebate's period came or went."""
+        due = NEVER
+        for leg in self.open_legs:
+            due = min(due, leg.due)
+        for lot in self.lots:
+            due = min(due, lot.next_due)
+        for owed in self.owed:
+            due = min(due, owed.due)
+        self.next_due = due

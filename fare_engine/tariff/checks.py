@@ -27,6 +27,11 @@ KINDS = (
     "leg_prices", "tap_rules", "surcharges", "joining_rules", "discounts", "products", "caps", "best_of", "rewards", "rebates",
 )  # fmt: skip
 """The tables of tariff.toml, in the order in which a leg meets them."""
+KEPT_FIELDS = (
+    ("joining_rules", "worth"), ("caps", "period"), ("caps", "counts"), ("best_of", "period"), ("rewards", "period"),
+    ("rewards", "counts"), ("rebates", "period"),
+)  # fmt: skip
+"""What a rule cannot change from one version to the next under the same id, for its groups and counters go on."""
 MOST_CHOICES = 64
 """How many choices of candidates a window may have: each is reckoned at every leg."""
 
@@ -355,11 +360,18 @@ def head_makes_sense(version: Version, tariff: Tariff) -> Iterator[Fault]:
 
 def _versions_fit_together(tariff: Tariff) -> Iterator[Fault]:
     seen: dict[object, str] = {}
+    kept: dict[tuple[str, str], tuple[object, str]] = {}
     for version in tariff.versions:
         head = version.file.tariff
         if head.currency != tariff.versions[0].file.tariff.currency:
             place = f"{version.folder}/tariff.toml: tariff.currency"
             yield Fault(place, head.currency, f"{tariff.versions[0].version_id} has {tariff.versions[0].file.tariff.currency}")
+        for kind, field in KEPT_FIELDS:
+            for place, row in _rows(version, kind):
+                first = kept.setdefault((row.rule_id, field), (getattr(row, field), version.version_id))  # type: ignore[attr-defined]
+                if first[0] != getattr(row, field):
+                    problem = f"{first[1]} has {first[0]!r}: what runs across a change of version cannot change its kind"
+                    yield Fault(f"{place} {field}", getattr(row, field), problem)
         if head.state != "in_force":
             continue
         if head.valid_from in seen:

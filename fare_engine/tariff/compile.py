@@ -4,7 +4,7 @@ A lookup's first question is answered from the tables and remembered; a tariff n
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import combinations
 from pathlib import Path
 
@@ -43,6 +43,8 @@ class ReadyDiscount(msgspec.Struct, frozen=True):
 
     rule: Discount
     ready: Ready
+    by_day_only: bool
+    """Nothing but the day decides."""
     percent: int | None
 
 
@@ -95,6 +97,8 @@ class ReadyCap(msgspec.Struct, frozen=True):
 
     rule: Cap
     ready: Ready
+    plain: bool
+    """It counts every such leg by service day or week, with the amount of the leg's own version."""
 
 
 class ReadyBest(msgspec.Struct, frozen=True):
@@ -136,11 +140,29 @@ class Terms(msgspec.Struct, frozen=True):
     """Rules with a group's worth after discounts by which such a leg may begin, or join, a group."""
     pairs: tuple[Join, ...]
     """Rules for which such a leg may be the first of a pair."""
+    most_pairs: int
+    """How many transfers a chain of pairs that such a leg goes on may have, at most."""
+    longest_pair_ms: int
+    """How long after such a leg another may begin that makes a pair with it, at most."""
     rewards: tuple[ReadyReward, ...]
     limits: tuple[ReadyCap | ReadyBest, ...]
-    """Caps and windows with candidates, in the order in which they act."""
+    """Caps on fares and windows with candidates, in the order in which they act."""
+    surcharge_caps: tuple[ReadyCap, ...]
+    has_extras: bool
+    """A leg may cost something on top of its fare."""
     caps: tuple[Cap, ...]
     rebates: tuple[ReadyRebate, ...]
+    by_day: dict[int, tuple[ReadyDiscount, ...]] = {}
+    """Service day → the discounts whose days it is; filled as it is asked."""
+
+    def discounts_on(self, day: int) -> tuple[ReadyDiscount, ...]:
+        """The discounts that may be given on a service day."""
+        found = self.by_day.get(day)
+        if found is None:
+            make_room(self.by_day)
+            found = tuple(discount for discount in self.discounts if discount.ready.failing_day(day) is None)
+            self.by_day[day] = found
+        return found
 
 
 class CompiledVersion:
@@ -162,7 +184,7 @@ class CompiledVersion:
         self.default_category = version.default_category
         self.joins = {row.rule_id: _join(row, network) for row in version.file.joining_rules}
         self.product_conditions = {row.product_id: ready(row, network) for row in version.file.products}
-        self.caps = {row.rule_id: ReadyCap(row, ready(row, network)) for row in version.file.caps}
+        self.caps = {row.rule_id: _cap(row, network) for row in version.file.caps}
         self.best = {row.rule_id: _best(row, network) for row in version.file.best_of}
         self.rebates = {row.rule_id: row for row in version.file.rebates}
         self._tap_rules = {name: rule for rule in version.file.tap_rules for name in rule.networks}
@@ -204,6 +226,7 @@ class CompiledVersion:
             return static_failing(row, network, route, media, category) is None
 
         joins = [join for join in self.joins.values() if for_leg(join.rule) and _may_take_part(join, network)]
+        pairs = tuple(join for join in joins if join.rule.worth == "pair" and _may_begin(join, network))
         return Terms(
             tap_rule=tap_rule,
             longest_stay_ms=tap_rule.longest_stay_minutes * MINUTE_MS,
@@ -212,22 +235,24 @@ class CompiledVersion:
             as_one=tuple(join for join in joins if join.rule.worth in AS_ONE),
             discounts=tuple(_discount(row, self.network) for row in file.discounts if for_leg(row)),
             transfers=tuple(join for join in joins if join.rule.worth in ("dearest", "percents")),
-            pairs=tuple(join for join in joins if join.rule.worth == "pair" and _may_begin(join, network)),
+            pairs=pairs,
+            most_pairs=max((join.rule.max_transfers for join in pairs), default=0),
+            longest_pair_ms=max((join.longest_ms for join in pairs), default=0),
             rewards=tuple(ReadyReward(row, ready(row, self.network)) for row in file.rewards if for_leg(row)),
             limits=self._limits(for_leg),
+            surcharge_caps=tuple(self.caps[row.rule_id] for row in file.caps if row.counts == "surcharge" and for_leg(row)),
+            has_extras=tap_rule.overstay == "surcharge" or any(for_leg(row) for row in file.surcharges),
             caps=tuple(row for row in file.caps if for_leg(row)),
             rebates=tuple(ReadyRebate(row, ready(row, self.network)) for row in file.rebates if for_leg(row)),
         )
 
-    def _limits(self, for_leg: object) -> tuple[ReadyCap | ReadyBest, ...]:
+    def _limits(self, for_leg: Callable[[Conditions], bool]) -> tuple[ReadyCap | ReadyBest, ...]:
         """Caps in file order; a window with candidates after the last cap whose period is not longer than its own."""
         limits: list[ReadyCap | ReadyBest] = [
-            self.caps[row.rule_id]
-            for row in self.version.file.caps
-            if for_leg(row)  # type: ignore[operator]
+            self.caps[row.rule_id] for row in self.version.file.caps if row.counts == "fare" and for_leg(row)
         ]
         for row in self.version.file.best_of:
-            if not for_leg(row):  # type: ignore[operator]
+            if not for_leg(row):
                 continue
             own = PERIODS.index(row.period)
             before = [number for number, limit in enumerate(limits, 1) if PERIODS.index(limit.rule.period) <= own]
@@ -254,6 +279,7 @@ class CompiledTariff:
         ]
         self.tariff = tariff
         self.network = tariff.network
+        self._by_operator = any(row.operator for row in tariff.network.services)
         self.versions = {version.version_id: CompiledVersion(version, tariff.network) for version in pricing}
         self._by_date = sorted(self.versions.values(), key=lambda version: version.first_day, reverse=True)
         self._by_minute: dict[int, CompiledVersion | None] = {}
@@ -311,7 +337,7 @@ class CompiledTariff:
 
     def network_of(self, route: str | None, stop: str | None, mode: str | None = None, operator: str | None = None) -> str | None:
         """The network tapped on (docs/tariff.md, "The network of a tap"). None: not to be told."""
-        key = (route, stop, mode, operator)
+        key = (route, stop, mode, operator if self._by_operator else None)
         if key not in self._network_of:
             make_room(self._network_of)
             self._network_of[key] = self._find_network(*key)
@@ -383,11 +409,13 @@ def _discount(row: Discount, network: Network) -> ReadyDiscount:
     plain = (
         row.kind == "percent" and row.value == int(row.value) and (row.rounding, row.round_to, row.round) == ("half_up", 1, "off")
     )
-    return ReadyDiscount(row, ready(row, network), int(row.value) if plain else None)
+    conditions = ready(row, network)
+    return ReadyDiscount(row, conditions, conditions.by_day_only, int(row.value) if plain else None)
 
 
 def _join(row: JoiningRule, network: Network) -> Join:
-    fields = row.links or (LinkFields(**{name: getattr(row, name) for name in _LINK_FIELDS}),)
+    fields = tuple(msgspec.structs.replace(link, differs=(*link.differs, *row.differs)) for link in row.links)
+    fields = fields or (LinkFields(**{name: getattr(row, name) for name in _LINK_FIELDS}),)
     links = tuple(_link(link, row, network) for link in fields)
     span = row.span_minutes * MINUTE_MS
     windows = [link.window_ms or span or 2 * DAY_MS for link in links]
@@ -421,6 +449,12 @@ def _link(fields: LinkFields, row: JoiningRule, network: Network) -> Link:
         window_ms=fields.window_minutes * MINUTE_MS,
         tick_ms=MINUTE_MS if fields.resolution == "minute" else 1000,
     )
+
+
+def _cap(row: Cap, network: Network) -> ReadyCap:
+    conditions = ready(row, network)
+    plain = conditions.always and row.period in ("service_day", "week") and row.owner == "leg"
+    return ReadyCap(row, conditions, plain)
 
 
 def _best(row: BestOf, network: Network) -> ReadyBest:

@@ -56,6 +56,8 @@ class Ready(msgspec.Struct, frozen=True):
 
     always: bool
     """Nothing depends on the leg."""
+    by_day_only: bool
+    """Nothing but its service day matters."""
     first_day: int
     last_day: int
     weekdays: frozenset[int]
@@ -130,6 +132,7 @@ def ready(row: Conditions, network: Network) -> Ready:
     """The conditions of a row that depend on the leg."""
     found = Ready(
         always=False,
+        by_day_only=False,
         first_day=to_day(row.valid_from) if row.valid_from else -FOREVER,
         last_day=to_day(row.valid_to) if row.valid_to else FOREVER,
         weekdays=frozenset(WEEKDAYS.index(name) for name in row.weekdays),
@@ -144,7 +147,9 @@ def ready(row: Conditions, network: Network) -> Ready:
         within_places=places(row.within_areas, network),
         except_places=places(row.except_areas, network),
     )
-    return msgspec.structs.replace(found, always=found == _ALWAYS)
+    days = {name: getattr(found, name) for name in ("first_day", "last_day", "weekdays", "calendars", "except_calendars")}
+    by_day_only = found == msgspec.structs.replace(_ALWAYS, **days)
+    return msgspec.structs.replace(found, always=found == _ALWAYS, by_day_only=by_day_only)
 
 
 def places(names: Iterable[str], network: Network) -> Places | None:
@@ -197,6 +202,7 @@ def _inside(places: Places, stop: str | None, areas: Collection[str]) -> bool:
 
 _ALWAYS = Ready(
     always=False,
+    by_day_only=False,
     first_day=-FOREVER,
     last_day=FOREVER,
     weekdays=frozenset(),

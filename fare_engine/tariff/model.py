@@ -176,6 +176,8 @@ class Discount(Conditions, frozen=True, kw_only=True):
     bearer: str
     quota_per_day: int = 0
     """At most this many legs a traveller and service day; 0: no limit."""
+    missing: bool = True
+    """Whether it is given on a leg with a missing tap, too."""
     rounding: Rounding = "half_up"
     round_to: int = 1
     round: Literal["off", "left"] = "off"
@@ -200,6 +202,7 @@ class LinkFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     window_of: Literal["previous", "first"] = "previous"
     end: Literal["before", "at"] = "at"
     resolution: Literal["second", "minute"] = "second"
+    differs: tuple[Literal["network", "route", "operator", "stop"], ...] = ()
     timeframes: tuple[str, ...] = ()
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
+from decimal import Decimal
 from fractions import Fraction
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -46,6 +47,8 @@ class PriceRow(msgspec.Struct, frozen=True):
     row: LegPriceRow
     ready: Ready
     pairs: tuple[tuple[Places, Places, int], ...]
+    bands: tuple[tuple[Fraction | int | None, bool, int | None], ...]
+    """Where each band ends (in thousandths of its unit), whether the end belongs to it, and its amount."""
 
 
 class Prices:
@@ -56,6 +59,10 @@ class Prices:
         self.network = network
         self.rows = tuple(_price_row(row, network) for row in version.file.leg_prices)
         self._timed = bool(version.timeframes)
+        listed = [row.row.networks for row in self.rows]
+        self._row_networks = frozenset(name for names in listed for name in names) if all(listed) else None
+        """The networks that rows of `leg_prices` are for; None: any."""
+        self._groups: dict[int, frozenset[str]] = {}
         self._found: dict[tuple[object, ...], LegPrice | NoPrice] = {}
         self._extremes: dict[tuple[object, ...], LegPrice | NoPrice] = {}
         self._rows: dict[tuple[object, ...], tuple[PriceRow, ...]] = {}
@@ -69,21 +76,18 @@ class Prices:
 
     def ride(self, ride: Ride, use: Use = "ride", *, candidate: str = "") -> LegPrice | NoPrice:
         """The price of a leg for a use; `candidate` names the product or candidate that covers it in part."""
-        if use == "ride":
+        if use != "ride":
+            return self._cheapest(self.rows_for(ride, use), ride, candidate=candidate)
+        if ride.given is not None or ride.exit_given is not None:
             given = _given(ride, "list_fare")
             if given is not None:
                 return LegPrice(given, "", "given/list_fare")
-        rows = self.rows_for(ride, use)
-        if use != "ride":
-            return self._cheapest(rows, ride, candidate=candidate)
-        if not rows:
-            return self._table_price(ride)
-        return self._cheapest(rows, ride, table=self._table_candidates(ride))
+        rows = self.rows_for(ride, use) if self._row_networks is None or ride.network_id in self._row_networks else ()
+        return self._cheapest(rows, ride, table=self._table_candidates(ride)) if rows else self._table_price(ride)
 
     def joined(self, rides: list[Ride], distance_m: int | None) -> LegPrice | NoPrice:
         """The price of some legs ridden as one, by a distance, at the first one's time: of several networks' the dearest."""
         found: list[LegPrice] = []
-        none = NoPrice()
         seen = set()
         for ride in rides:
             if ride.network_id in seen:
@@ -92,10 +96,9 @@ class Prices:
             whole = _OneRide(rides[0], ride, rides[-1], distance_m)
             price = self._cheapest(self.rows_for(whole, "joined") or self.rows_for(whole, "ride"), whole)
             if isinstance(price, NoPrice):
-                none = price
-            else:
-                found.append(price)
-        return max(found, key=_amount, default=none)
+                return price
+            found.append(price)
+        return max(found, key=_amount)
 
     def through(self, first: Ride, last: Ride, distance_m: int | None) -> LegPrice | NoPrice:
         """The price of one ride from the first leg's entry to the last one's exit."""
@@ -122,12 +125,16 @@ class Prices:
         """The timeframe groups of an instant: local time of day and local date, `start <= t < end` (GTFS)."""
         if not self._timed:
             return _NO_GROUPS
-        day, rest = divmod(local_ms(at, self.network.timezone), DAY_MS)
-        return frozenset(
-            row.group_id
-            for row in self.version.timeframes
-            if row.start * 1000 <= rest < row.end * 1000 and self.network.calendars[row.service_id].runs_on(day)
-        )
+        second = at // 1000
+        if second not in self._groups:
+            make_room(self._groups)
+            day, rest = divmod(local_ms(at, self.network.timezone), DAY_MS)
+            self._groups[second] = frozenset(
+                row.group_id
+                for row in self.version.timeframes
+                if row.start * 1000 <= rest < row.end * 1000 and self.network.calendars[row.service_id].runs_on(day)
+            )
+        return self._groups[second]
 
     def rows_for(self, ride: Ride, use: Use) -> tuple[PriceRow, ...]:
         """The rows for a use whose unchanging conditions a leg meets."""
@@ -180,17 +187,15 @@ class Prices:
             return self._pair_price(price_row, ride)
         if row.by == "zones":
             return self._zones_price(row, ride)
-        units = self._units(row, ride)
-        if isinstance(units, NoPrice):
-            return units
+        thousandths = self._thousandths(row, ride)
+        if isinstance(thousandths, NoPrice):
+            return thousandths
         if row.base is None:
-            for band in row.bands:
-                if (band.up_to is None or units <= Fraction(band.up_to)) and (band.below is None or units < Fraction(band.below)):
-                    if band.amount is None:
-                        return NoPrice()
-                    return LegPrice(_finished(row, Fraction(band.amount)), "", row.rule_id)
+            for end, belongs, amount in price_row.bands:
+                if end is None or thousandths < end or (belongs and thousandths == end):
+                    return NoPrice() if amount is None else LegPrice(_whole(row, amount), "", row.rule_id)
             return NoPrice()
-        base = Fraction(row.base)
+        units, base = Fraction(thousandths, 1000), Fraction(row.base)
         exact = base + Fraction(row.per_unit) * units
         for step in row.steps:
             start = Fraction(step.start)
@@ -199,19 +204,19 @@ class Prices:
                 exact += math.ceil((end - start) / Fraction(step.step)) * step.amount
         return LegPrice(_finished(row, exact), "", row.rule_id, rounded_to(base, row.rounding, row.round_to))
 
-    def _units(self, row: LegPriceRow, ride: Ride) -> Fraction | NoPrice:
-        """What a leg's price counts by: km, stops or zones."""
+    def _thousandths(self, row: LegPriceRow, ride: Ride) -> int | NoPrice:
+        """What a leg's price counts by, in thousandths: metres, or stops and zones times a thousand."""
         if row.by == "stops":
             stops = _given(ride, "stops")
             if stops is None:
                 stops = self._stops_between(ride)
-            return Fraction(stops) if stops is not None else NoPrice("stops_travelled")
+            return stops * 1000 if stops is not None else NoPrice("stops_travelled")
         if row.by == "zone_count":
             spans = self._spans(ride)
-            return Fraction(min(high - low + 1 for low, high in spans)) if spans else NoPrice("zone")
+            return min(high - low + 1 for low, high in spans) * 1000 if spans else NoPrice("zone")
         if row.by == "route_length":
             length = _given(ride, "route_length_m")
-            return Fraction(length, 1000) if length is not None else NoPrice("route_length_km")
+            return length if length is not None else NoPrice("route_length_km")
         metres = self.distance_m(ride, row.measure)
         if metres is None:
             return NoPrice("distance_km")
@@ -220,7 +225,7 @@ class Prices:
         if row.unit:
             rounding = "half_up" if row.unit_rounding == "nearest" else row.unit_rounding
             metres = rounded_to(Fraction(metres), rounding, int(row.unit * 1000))
-        return Fraction(metres, 1000)
+        return metres
 
     def distance_m(self, ride: Ride, measure: str = "table") -> int | None:
         """How far a leg went: as given, by `distances.csv`, or (if the row says so) in a straight line."""
@@ -261,7 +266,7 @@ class Prices:
         start, end = self._ends(ride)
         for one, other, amount in price_row.pairs:
             if (one.holds(*start) and other.holds(*end)) or (row.symmetric and other.holds(*start) and one.holds(*end)):
-                return LegPrice(_finished(row, Fraction(amount)), "", row.rule_id)
+                return LegPrice(_whole(row, amount), "", row.rule_id)
         return NoPrice() if ride.from_stop_id and ride.to_stop_id else NoPrice("stop")
 
     def _zones_price(self, row: LegPriceRow, ride: Ride) -> LegPrice | NoPrice:
@@ -270,7 +275,7 @@ class Prices:
             return NoPrice("zone")
         keys = [str(low) if low == high else f"{low}-{high}" for low, high in spans]
         amounts = [row.amounts[key] for key in keys if key in row.amounts]
-        return LegPrice(_finished(row, Fraction(min(amounts))), "", row.rule_id) if amounts else NoPrice()
+        return LegPrice(_whole(row, min(amounts)), "", row.rule_id) if amounts else NoPrice()
 
     def _spans(self, ride: Ride) -> list[tuple[int, int]]:
         """The lowest and highest numbered zone of the two ends, for every choice at a boundary station."""
@@ -287,11 +292,11 @@ class Prices:
     # ---- GTFS Fares v2
 
     def _table_price(self, ride: Ride) -> LegPrice | NoPrice:
-        entry, leaving = _times(ride)
-        key = (
-            ride.network_id, ride.from_stop_id, ride.to_stop_id, ride.media, ride.rider_category,
-            self.groups(entry), self.groups(leaving), ride.given, ride.exit_given,
-        )  # fmt: skip
+        place = (ride.network_id, ride.from_stop_id, ride.to_stop_id, ride.media, ride.rider_category)
+        key: tuple[object, ...] = place
+        if self._timed or ride.given is not None or ride.exit_given is not None:
+            entry, leaving = _times(ride)
+            key = (*place, self.groups(entry), self.groups(leaving), ride.given, ride.exit_given)
         if key not in self._found:
             make_room(self._found)
             candidates = [price for _, price in self._table_candidates(ride)]
@@ -397,7 +402,7 @@ class Prices:
                     amounts.append(amount)
         elif row.base is None:
             amounts = [band.amount for band in row.bands if band.amount is not None]
-        return [LegPrice(_finished(row, Fraction(amount)), "", row.rule_id) for amount in amounts]
+        return [LegPrice(_whole(row, amount), "", row.rule_id) for amount in amounts]
 
     def _stops_of_network(self, network: str) -> list[str | None]:
         routes = [route for route, owner in self.network.network_of_route.items() if owner == network]
@@ -431,7 +436,7 @@ def straight_line_m(one: tuple[float, float], other: tuple[float, float]) -> int
     return round(2 * EARTH_M * math.asin(math.sqrt(half)))
 
 
-def make_room(remembered: dict[tuple[object, ...], object] | dict) -> None:  # type: ignore[type-arg]
+def make_room(remembered: dict[Any, Any]) -> None:
     """Answers are remembered up to a limit, so that odd input cannot fill the memory."""
     if len(remembered) >= REMEMBERED:
         remembered.clear()
@@ -447,7 +452,17 @@ def _price_row(row: LegPriceRow, network: Network) -> PriceRow:
         assert here is not None
         assert there is not None
         pairs.append((here, there, amount))
-    return PriceRow(row, ready(row, network), tuple(pairs))
+    ends = [band.up_to if band.up_to is not None else band.below for band in row.bands]
+    bands = tuple((_thousand(end), band.up_to is not None, band.amount) for band, end in zip(row.bands, ends, strict=True))
+    return PriceRow(row, ready(row, network), tuple(pairs), bands)
+
+
+def _thousand(value: Decimal | None) -> Fraction | int | None:
+    """A measure in thousandths; whole numbers where they do, which compare faster."""
+    if value is None:
+        return None
+    exact = Fraction(value) * 1000
+    return exact.numerator if exact.denominator == 1 else exact
 
 
 def _stay_fits(row: LegPriceRow, ride: Ride) -> bool:
@@ -457,6 +472,11 @@ def _stay_fits(row: LegPriceRow, ride: Ride) -> bool:
         return False
     stay = ride.exit_at - ride.entry_at
     return stay > row.stay_over_minutes * MINUTE_MS and (not row.stay_up_to_minutes or stay <= row.stay_up_to_minutes * MINUTE_MS)
+
+
+def _whole(row: LegPriceRow, amount: int) -> int:
+    """A printed amount, within the row's bounds."""
+    return amount if row.round_to == 1 and not row.minimum and not row.maximum else _finished(row, Fraction(amount))
 
 
 def _finished(row: LegPriceRow, exact: Fraction) -> int:

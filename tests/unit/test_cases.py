@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import motthe
 from fare_engine.errors import InputError
 from fare_engine.pricing.cases import Outcome, read_cases, run_cases
+from fare_engine.tariff.checks import check
 from fare_engine.tariff.files import load
 
 TARIFFS = Path(__file__).parents[2] / "tariffs"
@@ -27,7 +28,9 @@ def cases_of(city: str) -> list[dict[str, Any]]:
 
 
 def outcomes(city: str, cases: list[dict[str, Any]]) -> list[Outcome]:
-    return list(run_cases(load(TARIFFS / city), cases))
+    tariff = load(TARIFFS / city)
+    check(tariff)
+    return list(run_cases(tariff, cases))
 
 
 def test_there_are_nine_cities_with_343_cases() -> None:
@@ -51,7 +54,8 @@ def test_a_case_that_expects_one_unit_more_fails(city: str) -> None:
 
 
 def test_the_engine_knows_no_city() -> None:
-    names = re.compile("london|sydney|seoul|singapore|hong.?kong|istanbul|netherlands|hcmc|saigon|opal|oyster|octopus", re.IGNORECASE)
+    cities = "london|sydney|seoul|singapore|hong.?kong|istanbul|netherlands|hcmc|saigon|opal|oyster|octopus"
+    names = re.compile(cities, re.IGNORECASE)
     sources = sorted((TARIFFS.parent / "fare_engine").rglob("*.py"))
     assert len(sources) > 40
     assert [path.name for path in sources if names.search(path.read_text(encoding="utf-8"))] == []
