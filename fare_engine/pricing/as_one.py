@@ -103,6 +103,8 @@ def _worth(fold: Fold, group: Group, join: Join, leg: Leg) -> int | NoPrice:
         price = prices.through(group.legs[0], leg, chain)
         if isinstance(price, NoPrice) and price.missing == "distance_km":
             price = NoPrice("chain_distance_km")
+    elif join.rule.worth == "zones":
+        price = prices.spanning([*legs])
     elif join.rule.worth == "distance":
         if chain is None:
             parts = [prices.counted_m(one) for one in legs]

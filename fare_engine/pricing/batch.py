@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 
 from fare_engine.errors import Fault, InputError
-from fare_engine.facts import Cancellation, Fact, Purchase, Tap, order_key
+from fare_engine.facts import Cancellation, Fact, Given, Purchase, Tap, order_key
 from fare_engine.ids import tap_id
 from fare_engine.pricing.fold import fold
 from fare_engine.pricing.lines import Leg, Line, Sale
+from fare_engine.pricing.rides import given_facts
 from fare_engine.service_day import DAY_MS, format_instant, parse_instant, to_date
 from fare_engine.tariff.compile import CompiledTariff
 
@@ -38,6 +40,15 @@ class TapIn(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     persons: int = 1
     operator_id: str | None = None
     product_id: str | None = None
+    mode: str | None = None
+    zone: str | None = None
+    lat: float | None = None
+    lon: float | None = None
+    distance_km: Decimal | None = None
+    chain_distance_km: Decimal | None = None
+    stops_travelled: int | None = None
+    route_length_km: Decimal | None = None
+    single_fare: int | None = None
 
 
 def parse_taps(text: str, name: str, tariff: CompiledTariff) -> list[Fact]:
@@ -180,7 +191,19 @@ def _fact(tap: TapIn, tariff: CompiledTariff) -> Fact:
         tap.route_id,
         tap.operator_id,
         tap.persons,
+        _given(tap),
     )
+
+
+MEASURED = (
+    "mode", "zone", "lat", "lon", "distance_km", "chain_distance_km", "stops_travelled", "route_length_km", "single_fare",
+)  # fmt: skip
+"""Fields of a tap that say what its device measured."""
+
+
+def _given(tap: TapIn) -> Given | None:
+    said = {field: getattr(tap, field) for field in MEASURED if getattr(tap, field) is not None}
+    return given_facts(said, said, whole=True) if said else None
 
 
 def _dump(record: dict[str, Any]) -> str:

@@ -61,6 +61,7 @@ def settle(fold: Fold, leg: Leg, price: LegPrice | NoPrice, terms: Terms) -> Non
     if isinstance(price, NoPrice):
         _leave_unknown(fold, leg, terms, price, joins=complete)
         return
+    begun = len(fold.lines)
     leg.net, leg.base = price.amount, price.base
     payer = products.find(fold, leg) if state.lots and leg.net else None
     adjusted: list[as_one.Adjustment] = []
@@ -96,7 +97,7 @@ def settle(fold: Fold, leg: Leg, price: LegPrice | NoPrice, terms: Terms) -> Non
     if (terms.rewards or terms.rebates) and complete:
         rewards.count(fold, leg, terms, left)
     if state.lots:
-        products.use_credit(fold, left)
+        products.use_credit(fold, leg, begun)
     if state.groups:
         joins.forget_groups(fold, joins.ended(leg))
     state.last_leg_id = leg.leg_id

@@ -105,11 +105,14 @@ def version_for(fold: Fold, tap: Tap) -> CompiledVersion | None:
     return fold.tariff.version_at(tap.at)
 
 
-def use_credit(fold: Fold, charge: int) -> None:
-    """A charge is paid from the oldest credit first; a credit used up keeps no price any more."""
-    if not fold.state.lots:
+def use_credit(fold: Fold, leg: Leg, begun: int) -> None:
+    """What a leg's lines, from the one numbered `begun`, cost is paid from its token's oldest credit first; a credit that is
+    used up keeps no price any more."""
+    lots = [lot for lot in fold.state.lots if lot.loaded and lot.token_id == leg.token_id]
+    if not lots:
         return
-    for lot in [lot for lot in fold.state.lots if lot.loaded]:
+    charge = max(0, sum(line.amount for line in fold.lines[begun:] if line.leg_id == leg.leg_id))
+    for lot in lots:
         taken = min(charge, lot.loaded - lot.used)
         lot.used += taken
         charge -= taken

@@ -149,9 +149,17 @@ def _next_month(first: int) -> int:
 def _rebate(rule: Rebate, owed: Owed) -> int:
     if owed.legs < rule.at_least:
         return 0
+    if rule.by == "legs":
+        reached = [tier for tier in rule.tiers if owed.legs > tier.above]
+        exact = rate_of(owed.spent, reached[-1].percent) + reached[-1].amount * owed.legs if reached else Fraction(0)
+        return _bounded(rule, exact)
     exact = Fraction(0)
     ends = [tier.above for tier in rule.tiers[1:]]
     for tier, end in zip(rule.tiers, [*ends, owed.spent], strict=True):
         exact += rate_of(max(0, min(owed.spent, max(end, tier.above)) - tier.above), tier.percent)
+    return _bounded(rule, exact)
+
+
+def _bounded(rule: Rebate, exact: Fraction) -> int:
     amount = max(0, rounded_to(exact, rule.rounding, rule.round_to))
     return min(amount, rule.maximum) if rule.maximum else amount

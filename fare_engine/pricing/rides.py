@@ -149,7 +149,7 @@ class _Reader:
             route,
             operator,
             1,
-            _given(ride, tap, whole=whole),
+            given_facts(ride, tap, whole=whole),
         )
         self._add(card, fact)
 
@@ -236,7 +236,8 @@ def _media(version: CompiledVersion, said: str) -> str:
     raise MissingFactError(f"the medium {said}")
 
 
-def _given(ride: Mapping[str, Any], tap: Mapping[str, Any], *, whole: bool) -> Given:
+def given_facts(ride: Mapping[str, Any], tap: Mapping[str, Any], *, whole: bool) -> Given:
+    """What a tap brings along: its place, and with `whole` what is known of the whole ride."""
     areas = [part.strip() for part in str(tap["zone"]).split("/")] if tap.get("zone") is not None else []
     areas += [name for name, value in tap.items() if value is True and name not in _TAP_WORDS]
     facts: dict[str, Any] = {"mode": ride.get("mode"), "areas": tuple(areas)}

@@ -206,8 +206,8 @@ class LinkFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     timeframes: tuple[str, ...] = ()
 
 
-Worth: TypeAlias = Literal["pair", "dearest", "percents", "position", "through", "distance", "longest_pair", "base_once"]
-AS_ONE: frozenset[str] = frozenset(("position", "through", "distance", "longest_pair", "base_once"))
+Worth: TypeAlias = Literal["pair", "dearest", "percents", "position", "through", "distance", "longest_pair", "zones", "base_once"]
+AS_ONE: frozenset[str] = frozenset(("position", "through", "distance", "longest_pair", "zones", "base_once"))
 """Kinds of worth that act on list fares, before discounts: legs priced as one."""
 
 
@@ -311,10 +311,12 @@ class Reward(Conditions, frozen=True, kw_only=True):
 
 
 class Tier(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`percent` of what was spent above `above`, up to the next tier."""
+    """By spending: `percent` of what was spent above `above`, up to the next tier. By legs: `percent` of everything spent, or
+    `amount` a leg, once more than `above` were ridden."""
 
     above: int = 0
-    percent: Decimal
+    percent: Decimal = Decimal(0)
+    amount: int = 0
 
 
 class Rebate(Conditions, frozen=True, kw_only=True):
@@ -323,6 +325,7 @@ class Rebate(Conditions, frozen=True, kw_only=True):
     rule_id: str
     name: Name
     period: Literal["week", "month"]
+    by: Literal["spending", "legs"] = "spending"
     tiers: tuple[Tier, ...]
     at_least: int = 0
     """How many legs must have been counted."""

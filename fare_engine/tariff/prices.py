@@ -103,8 +103,39 @@ class Prices:
     def through(self, first: Ride, last: Ride, distance_m: int | None) -> LegPrice | NoPrice:
         """The price of one ride from the first leg's entry to the last one's exit."""
         whole = _OneRide(first, first, last, distance_m)
-        rows = self.rows_for(whole, "joined") or self.rows_for(whole, "ride")
-        return self._cheapest(rows, whole, table=self._table_candidates(whole))
+        joined = self.rows_for(whole, "joined")
+        if joined:
+            return self._cheapest(joined, whole)
+        return self._cheapest(self.rows_for(whole, "ride"), whole, table=self._table_candidates(whole))
+
+    def spanning(self, rides: list[Ride]) -> LegPrice | NoPrice:
+        """The price of some legs ridden as one by the zones they touch: the cheapest span that every end lies in."""
+        ends = [
+            {int(area) for area in areas_of(self.network, stop, given) if area.isdigit()}
+            for ride in rides
+            for stop, given in ((ride.from_stop_id, ride.given), (ride.to_stop_id, ride.exit_given))
+        ]
+        if not all(ends):
+            return NoPrice("zone")
+        zones = sorted(set().union(*ends))
+        spans = [(low, high) for low in zones for high in zones if all(any(low <= zone <= high for zone in end) for end in ends)]
+        found = [self._between_zones(rides, low, high) for low, high in spans]
+        priced = [price for price in found if isinstance(price, LegPrice)]
+        return min(priced, key=_amount, default=NoPrice())
+
+    def _between_zones(self, rides: list[Ride], low: int, high: int) -> LegPrice | NoPrice:
+        """The price of some legs as one ride between two zones: of several networks' the dearest."""
+        found: list[LegPrice] = []
+        for network in dict.fromkeys(ride.network_id for ride in rides):
+            ride = next(ride for ride in rides if ride.network_id == network)
+            whole = _OneRide(rides[0], ride, rides[-1], None)
+            whole.from_stop_id = whole.to_stop_id = None
+            whole.given, whole.exit_given = Given(areas=(str(low),)), Given(areas=(str(high),))
+            price = self._cheapest(self.rows_for(whole, "joined") or self.rows_for(whole, "ride"), whole)
+            if isinstance(price, NoPrice):
+                return price
+            found.append(price)
+        return max(found, key=_amount)
 
     def extreme(self, which: str, ride: Ride, end: End) -> LegPrice | NoPrice:
         """The `highest_fare` or `lowest_fare` of a leg of which only one end is known: where it begins (`from`) or ends
