@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 from sqlalchemy import Connection
@@ -22,6 +22,7 @@ from fare_engine import ledger
 from fare_engine.errors import BooksError, CloseError
 from fare_engine.store import books
 from fare_engine.store.database import Database
+from fare_engine.tariff.compile import CapScope
 
 LEGS = "legs"
 
@@ -57,12 +58,12 @@ PoolShares = dict[tuple[str, str], list[pools.Shares]]
 """(pool, agreement) → by how much the parties' exact shares have moved."""
 
 
-CapNetworks = Mapping[str, Collection[str]]
+CapScopes = Mapping[str, CapScope]
 """cap → the networks whose legs it counts (none: all)."""
 
 
 def close_through(
-    database: Database, agreements: Agreements, caps: CapNetworks, date: str, frozen_at: Callable[[str], int]
+    database: Database, agreements: Agreements, caps: CapScopes, date: str, frozen_at: Callable[[str], int]
 ) -> list[Closed]:
     """Close `date` and every open date before it. `frozen_at` gives the instant that a date's end is, for the record."""
     with database.write() as connection:
@@ -77,7 +78,7 @@ def close_through(
     return [_publish(database, agreements, caps, found) for found in waiting] or [Closed(date, documents, newly=False)]
 
 
-def _publish(database: Database, agreements: Agreements, caps: CapNetworks, date: str) -> Closed:
+def _publish(database: Database, agreements: Agreements, caps: CapScopes, date: str) -> Closed:
     with database.read() as connection:
         computed = _compute(connection, agreements, caps, date)
     with database.write() as connection:
@@ -94,7 +95,7 @@ def _publish(database: Database, agreements: Agreements, caps: CapNetworks, date
     return Closed(date, computed.documents, newly=True)
 
 
-def _compute(connection: Connection, agreements: Agreements, caps: CapNetworks, date: str) -> Computed:
+def _compute(connection: Connection, agreements: Agreements, caps: CapScopes, date: str) -> Computed:
     """Everything that the close of a frozen date publishes; nothing is written. BooksError if the proof does not hold."""
     before = store.date_before(connection, date)
     rows = store.pool_rows(connection, date)
@@ -132,7 +133,7 @@ def _add_cap_shares(
     changes: PoolShares,
     connection: Connection,
     agreements: Agreements,
-    caps: CapNetworks,
+    caps: CapScopes,
     date: str,
     before: str | None,
 ) -> None:

@@ -88,7 +88,7 @@ def clear_date(opened: Opened, service_date: str) -> list[Closed]:
     """Let time pass to the end of the date, then close it and every open date before it."""
     let_time_pass(opened, service_date)
     agreements = agreements_of(opened.tariff, opened.tariff_folder)
-    caps = opened.tariff.networks_of_caps()
+    caps = opened.tariff.scopes_of_caps()
     return close_through(opened.database, agreements, caps, service_date, lambda on: end_of(opened.tariff, on))
 
 

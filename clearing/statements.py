@@ -29,7 +29,7 @@ COLUMNS = (
     "count",
     "amount",
 )
-LEG_KINDS = ("list_fare", "companions", "product", "discount", "transfer")
+LEG_KINDS = ("list_fare", "surcharge", "companions", "product", "discount", "transfer", "reward", "rebate")
 
 
 class Row(msgspec.Struct, frozen=True, order=True):

@@ -3,7 +3,7 @@ adds its settlement transactions through `fare_engine.store.books`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -26,6 +26,7 @@ from sqlalchemy import (
 from clearing.pools import PoolState
 from fare_engine.ledger import Code
 from fare_engine.store.schema import closes, devices, lines, metadata, postings, quarantine
+from fare_engine.tariff.compile import CapScope
 
 pool_shares = Table(  # what each party has had of a pool up to an accounting date: exact, and published
     "pool_shares",
@@ -61,7 +62,7 @@ statements = Table(  # published documents, which never change; each names the o
     PrimaryKeyConstraint("accounting_date", "name"),
 )
 
-CHARGED = ("list_fare", "companions", "product", "discount", "transfer", "cap")
+CHARGED = ("list_fare", "surcharge", "companions", "product", "discount", "transfer", "reward", "cap")
 """Line kinds that make up what a leg costs its rider."""
 
 
@@ -166,11 +167,9 @@ def moved_dates(connection: Connection, accounting_date: str) -> list[str]:
     return sorted(row.service_date for row in rows)
 
 
-def cap_shares(
-    connection: Connection, dates: list[str], through: str | None, networks: Mapping[str, Collection[str]]
-) -> list[CapShare]:
+def cap_shares(connection: Connection, dates: list[str], through: str | None, scopes: Mapping[str, CapScope]) -> list[CapShare]:
     """Every capped traveller's day of some service dates, as booked up to an accounting date (None: nothing was yet).
-    `networks` are those whose legs a cap counts (none: all): only their operators bear it.
+    `scopes` say which legs and lines a cap counts: only their operators bear it.
 
     A day that did not move is the same at both ends of a difference, so it does no harm that it is in it."""
     if through is None or not dates:
@@ -191,7 +190,7 @@ def cap_shares(
         .where(booked, lines.c.traveller_id.in_(capped), lines.c.kind.in_(CHARGED), lines.c.kind != "companions")
         .group_by(*columns)
     )
-    charged: dict[tuple[str, str], list[tuple[str, str, int]]] = {}
+    charged: dict[tuple[str, str], list[tuple[str, str, str, int]]] = {}
     caps: dict[tuple[str, str, str, str], tuple[int, int]] = {}
     for row in rows:
         day = (row.traveller_id, row.service_date)
@@ -200,18 +199,28 @@ def cap_shares(
             before = caps.get(key, (0, 0))
             caps[key] = (before[0] + int(row.amount), before[1] + int(row.funded))
         elif row.operator_id is not None:
-            charged.setdefault(day, []).append((row.operator_id, row.network_id, int(row.amount)))
+            charged.setdefault(day, []).append((row.operator_id, row.network_id, row.kind, int(row.amount)))
     return [
-        CapShare(rule, traveller, day, amount, funded, bearer, _weights(charged.get((traveller, day), []), networks.get(rule)))
+        CapShare(
+            rule,
+            traveller,
+            day,
+            amount,
+            funded,
+            bearer,
+            _weights(charged.get((traveller, day), []), scopes.get(rule.partition("/")[0])),
+        )
         for (rule, bearer, traveller, day), (amount, funded) in sorted(caps.items())
         if amount
     ]
 
 
-def _weights(charged: list[tuple[str, str, int]], networks: Collection[str] | None) -> dict[str, int]:
+def _weights(charged: list[tuple[str, str, str, int]], scope: CapScope | None) -> dict[str, int]:
     found: dict[str, int] = {}
-    for operator_id, network_id, amount in charged:
-        if not networks or network_id in networks:
+    networks = scope.networks if scope is not None else ()
+    surcharges = scope is not None and scope.counts == "surcharge"
+    for operator_id, network_id, kind, amount in charged:
+        if (not networks or network_id in networks) and (kind == "surcharge") == surcharges:
             found[operator_id] = found.get(operator_id, 0) + amount
     return found
 

@@ -75,12 +75,11 @@ def pay_rebates(fold: Fold, at: int) -> None:
         if amount:
             fold.cause = f"{owed.rule_id}/{to_date(owed.period).isoformat()}"
             funded = 0 if rule.bearer == OPERATORS else amount
-            leg = owed.last
-            fold.legs.setdefault(leg.leg_id, leg)
+            day = fold.tariff.versions[owed.version_id].service_day(at)
+            leg_id = owed.last.leg_id
+            fold.legs.setdefault(leg_id, owed.last)
             fold.lines.append(
-                Line(
-                    leg.leg_id, "rebate", rule.rule_id, -amount, rule.bearer, funded, fold.cause, owed.version_id, leg.service_day
-                )
+                Line(leg_id, "rebate", rule.rule_id, -amount, rule.bearer, funded, fold.cause, owed.version_id, day)
             )
 
 

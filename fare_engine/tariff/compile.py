@@ -101,6 +101,13 @@ class ReadyCap(msgspec.Struct, frozen=True):
     """It counts every such leg by service day or week, with the amount of the leg's own version."""
 
 
+class CapScope(msgspec.Struct, frozen=True):
+    """Which legs a cap counts (no networks: all), and whether it counts their fares or their surcharges."""
+
+    networks: frozenset[str]
+    counts: str
+
+
 class ReadyBest(msgspec.Struct, frozen=True):
     """A window with candidates, ready to be asked: every choice of candidates, with what the choice itself costs."""
 
@@ -319,15 +326,19 @@ class CompiledTariff:
                 return version
         return None
 
-    def networks_of_caps(self) -> dict[str, frozenset[str]]:
-        """The networks whose legs each cap counts, in any version; none: all."""
-        found: dict[str, frozenset[str]] = {}
+    def scopes_of_caps(self) -> dict[str, CapScope]:
+        """What each cap, and each window with candidates, counts in any version."""
+        found: dict[str, CapScope] = {}
         for version in self.versions.values():
-            for cap in version.version.file.caps:
-                counted = frozenset(cap.networks)
-                before = found.get(cap.rule_id)
-                either = before is None or (bool(before) and bool(counted))
-                found[cap.rule_id] = counted | (before or frozenset()) if either else frozenset()
+            file = version.version.file
+            rows = [(cap.rule_id, cap.networks, str(cap.counts)) for cap in file.caps]
+            rows += [(best.rule_id, best.networks, "fare") for best in file.best_of]
+            for rule_id, listed, counts in rows:
+                counted = frozenset(listed)
+                before = found.get(rule_id)
+                either = before is None or (bool(before.networks) and bool(counted))
+                networks = counted | (before.networks if before else frozenset()) if either else frozenset()
+                found[rule_id] = CapScope(networks, counts)
         return found
 
     def service_day(self, at: int) -> int:

@@ -183,6 +183,58 @@ def test_companions_on_a_tap_do_not_weigh_when_a_cap_is_shared(tmp_path: Path) -
     assert settled(found.close(TUESDAY)) == {"BUSCO": 15_000 - 1000, "COOP": 10_000 - 2000}
 
 
+def test_a_surcharge_goes_to_whoever_ran_the_ride_and_a_cap_on_surcharges_to_who_raised_them(tmp_path: Path) -> None:
+    fee = row("surcharges", rule_id="fee", amount=4000, networks=("bus",))
+    cap = row("caps", rule_id="fees", period="service_day", amount=6000, counts="surcharge")
+    found = town(tmp_path, fee, cap)
+    found.take("07:00 board F card=ana\n08:00 board 10 card=ana\n09:00 board 11 card=ana")
+    assert settled(found.close(TUESDAY)) == {"BOATS": 15_000, "BUSCO": 5000 + 4000 - 1000, "COOP": 5000 + 4000 - 1000}
+
+
+def test_the_cheapest_of_several_candidates_is_shared_by_what_the_rides_would_have_cost(tmp_path: Path) -> None:
+    best = """
+[[best_of]]
+rule_id = "day"
+name = { vi = "day", en = "day" }
+period = "service_day"
+networks = ["bus"]
+[[best_of.candidates]]
+candidate_id = "ticket"
+name = { vi = "ticket", en = "ticket" }
+amount = 12_000
+"""
+    found = town(tmp_path, best)
+    found.take("07:00 board F card=ana\n08:00 board 10 card=ana\n09:00 board 11 card=ana\n10:00 board 10 card=ana")
+    assert settled(found.close(TUESDAY)) == {"BOATS": 15_000, "BUSCO": 8000, "COOP": 4000}
+
+
+def test_the_second_ride_at_half_price_and_the_month_s_rebate_are_paid_by_their_bearers(tmp_path: Path) -> None:
+    reward = """
+[[rewards]]
+rule_id = "second"
+name = { vi = "second", en = "second" }
+period = "service_day"
+steps = [{ after = 1, percent = 50 }]
+bearer = "SPONSOR"
+"""
+    rebate = """
+[[rebates]]
+rule_id = "month"
+name = { vi = "month", en = "month" }
+period = "month"
+tiers = [{ above = 5000, percent = 40 }]
+bearer = "CITY"
+"""
+    found = town(tmp_path, reward, rebate)
+    found.take("08:00 board 10 card=ana\n09:00 board 11 card=ana")
+    first = found.close(TUESDAY)
+    assert settled(first) == {"BUSCO": 5000, "COOP": 5000}
+    assert positions(first)["SPONSOR"] == -2500
+    paid = found.close("2026-04-02")  # the month has ended, and a day more for rides across its turn
+    assert positions(paid)["CITY"] == -1000
+    assert positions(found.close("2026-04-03")) == {}
+
+
 def test_a_tap_that_cannot_be_used_is_named_in_its_operator_s_statement(tmp_path: Path) -> None:
     found = town(tmp_path)
     answers = found.take("07:00 board 10 card=nobody\n07:01 board 10 card=ana\n07:02 board 10 coin card=ana")

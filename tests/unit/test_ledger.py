@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clearing.statements import LEG_KINDS
 from fare_engine.errors import BooksError
 from fare_engine.ledger import (
     CODES,
@@ -21,7 +24,7 @@ from fare_engine.ledger import (
     signed,
     transaction_id,
 )
-from fare_engine.pricing.lines import Line, line_id
+from fare_engine.pricing.lines import Line, LineKind, line_id
 
 DAY = "2026-03-03"
 
@@ -99,11 +102,6 @@ def test_accounts_are_named_by_what_they_are() -> None:
     assert pool_of("CITY", line("transfer", -1, "joint"), "metro") == "CITY|metro|single"
 
 
-def test_every_kind_of_line_has_a_reason_in_the_books() -> None:
-    kinds = {"list_fare", "companions", "product", "discount", "transfer", "cap", "hold", "sale", "release", "expiry"}
-    assert set(CODES) == kinds
-
-
 @given(amounts=st.lists(st.integers(-(10**9), 10**9), max_size=20))
 def test_debits_equal_credits_whatever_is_posted(amounts: list[int]) -> None:
     rows = [posting for number, amount in enumerate(amounts) for posting in signed(f"a{number % 3}", f"b{number % 2}", amount)]
@@ -125,3 +123,9 @@ def test_ids_come_from_causes_so_that_a_rerun_makes_the_same_ones() -> None:
     assert first != line_id(line("cap", -1, cause="other"))
     assert first != line_id(line("transfer", -1, cause="tap"))
     assert transaction_id(first, 0) == transaction_id(first, 0) != transaction_id(first, 1)
+
+
+def test_every_kind_of_line_has_its_code_and_its_place_in_the_clearing() -> None:
+    kinds = set(get_args(LineKind))
+    assert kinds == CODES.keys()
+    assert kinds == {*LEG_KINDS, "cap", "hold", "sale", "release", "expiry"}
