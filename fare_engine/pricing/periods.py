@@ -62,13 +62,18 @@ def period_of(state: State, rule: Cap | BestOf | Reward, leg: Leg) -> int:
         return leg.periods[rule.rule_id]
     begun = state.anchors.get(rule.rule_id)
     if rule.period == "days":
-        if begun is None or not begun <= day < begun + rule.period_days:
+        if begun is None or not runs_on(rule, begun, day):
             begun = day
     else:
         begun = _window_of(rule, leg, begun)
     state.anchors[rule.rule_id] = begun
     leg.periods[rule.rule_id] = begun
     return begun
+
+
+def runs_on(rule: Cap | BestOf | Reward, begun: int, day: int) -> bool:
+    """Whether a period of days is running on a day. A leg that began before the one that was settled first belongs to it."""
+    return begun - rule.period_days < day < begun + rule.period_days
 
 
 def spent(state: State, cap: Cap, leg: Leg) -> int:
@@ -97,9 +102,9 @@ def _window_of(rule: Cap | BestOf | Reward, leg: Leg, begun: int | None) -> int:
     assert isinstance(rule, Cap | BestOf)
     at = leg.entry_at if leg.entry_at is not None else leg.exit_at
     assert at is not None
-    if begun is None or at < begun:
+    if begun is None:
         return at
-    waited, longest = at - begun, rule.window_minutes * MINUTE_MS
+    waited, longest = abs(at - begun), rule.window_minutes * MINUTE_MS
     return begun if waited < longest or (waited == longest and rule.end == "at") else at
 
 

@@ -89,6 +89,10 @@ def _number(fold: Fold, leg: Leg, rule: Reward) -> int:
         earlier = _continued(fold, leg, rule)
         if earlier is not None:
             return earlier[rule.rule_id]
+    if rule.period == "days":
+        begun = fold.state.anchors.get(rule.rule_id)
+        running = begun is not None and periods.runs_on(rule, begun, leg.service_day)
+        return fold.state.counters.get((rule.rule_id, begun or 0), 0) if running else 0
     return fold.state.counters.get((rule.rule_id, periods.period_of(fold.state, rule, leg)), 0)
 
 
@@ -151,14 +155,15 @@ def _rebate(rule: Rebate, owed: Owed) -> int:
     if rule.by == "legs":
         reached = [tier for tier in rule.tiers if owed.legs > tier.above]
         exact = rate_of(owed.spent, reached[-1].percent) + reached[-1].amount * owed.legs if reached else Fraction(0)
-        return _bounded(rule, exact)
+        return _bounded(rule, owed, exact)
     exact = Fraction(0)
     ends = [tier.above for tier in rule.tiers[1:]]
     for tier, end in zip(rule.tiers, [*ends, owed.spent], strict=True):
         exact += rate_of(max(0, min(owed.spent, max(end, tier.above)) - tier.above), tier.percent)
-    return _bounded(rule, exact)
+    return _bounded(rule, owed, exact)
 
 
-def _bounded(rule: Rebate, exact: Fraction) -> int:
-    amount = max(0, rounded_to(exact, rule.rounding, rule.round_to))
+def _bounded(rule: Rebate, owed: Owed, exact: Fraction) -> int:
+    """Never more than was spent."""
+    amount = max(0, min(rounded_to(exact, rule.rounding, rule.round_to), owed.spent))
     return min(amount, rule.maximum) if rule.maximum else amount

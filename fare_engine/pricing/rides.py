@@ -16,9 +16,11 @@ import msgspec
 
 from fare_engine.errors import Fault, InputError, MissingFactError
 from fare_engine.facts import Fact, Given, Purchase, Tap
-from fare_engine.service_day import to_instant
+from fare_engine.service_day import MINUTE_MS, to_instant
 from fare_engine.tariff.compile import CompiledTariff, CompiledVersion
 
+ACCOUNT_WORDS = frozenset(("products", "passes", "credit", "balance", "note", "notes"))
+"""What of a rider's account is read, or changes no price."""
 _TAP_WORDS = frozenset(("t", "stop", "zone", "lat", "lon", "refund_tap", "platform", "note", "why"))
 _METRES = {"distance_km": "distance_m", "chain_distance_km": "chain_distance_m", "route_length_km": "route_length_m"}
 _STOPS = ("stops_travelled", "stations_used")
@@ -41,7 +43,10 @@ def read_rides(
 ) -> Ridden:
     """The facts of a rider's rides. MissingFactError names what the tariff does not know; InputError what is not a ride."""
     reader = _Reader(tariff, rides, rider, media)
-    for product in account.get("products", ()):
+    unread = [name for name, value in account.items() if value and name not in ACCOUNT_WORDS]
+    if unread:
+        raise MissingFactError(f"what the account's {', '.join(sorted(unread))} means")
+    for product in (*account.get("products", ()), *account.get("passes", ())):
         reader.buy(product if isinstance(product, Mapping) else {"id": str(product)})
     for credit in account.get("credit", ()):
         reader.load(credit)
@@ -101,7 +106,13 @@ class _Reader:
         ]
         if not named and not priced:
             raise MissingFactError(f"the product {wanted}")
-        self._purchase((named or priced)[0], self.begins - 60_000, None)
+        self._purchase((named or priced)[0], self._bought(product), None)
+
+    def _bought(self, product: Mapping[str, Any]) -> int:
+        """When it was bought: on the day that it says, else just before the first ride."""
+        said = product.get("bought") or product.get("valid_from") or product.get("valid")
+        before = self.begins - MINUTE_MS
+        return min(self._instant({"t": said}, "t") + self.version.day_start_ms, before) if said is not None else before
 
     def load(self, credit: Mapping[str, Any]) -> None:
         """Money that was loaded on a date."""

@@ -96,6 +96,7 @@ def test_a_case_of_high_confidence_that_fails_is_exit_code_1(tmp_path: Path) -> 
         ({"rider": {"category": "adult", "juggler": True}}, "rider juggler"),
         ({"rides": [RIDE | {"mode": "zeppelin"}]}, "the network of r1 (mode zeppelin)"),
         ({"account": {"products": [{"id": "moon-pass"}]}}, "the product moon-pass"),
+        ({"account": {"step": 3}}, "what the account's step means"),
         ({"rides": [RIDE | {"off": {"t": "2018-03-14T07:30"}}]}, "zone (r1)"),
     ],
 )
