@@ -168,8 +168,8 @@ def _count_best(fold: Fold, leg: Leg, change: int, best: ReadyBest) -> int:
     cost = leg.counted[rule.rule_id] = cost_before + change
     left = _left_to_pay(fold, leg, best)
     for number, choice in enumerate(best.choices):
-        bounds = [left[chosen] for chosen in choice]
-        totals[number] += min(cost, *bounds, cost) - min(cost_before, *bounds, cost_before)
+        bound = min([left[chosen] for chosen in choice]) if choice else NO_BOUND
+        totals[number] += min(cost, bound) - min(cost_before, bound)
     worth = min(totals)
     off = change - (worth - worth_before)
     if off:
@@ -187,12 +187,9 @@ def _left_to_pay(fold: Fold, leg: Leg, best: ReadyBest) -> list[int]:
     """The most that is left to pay for a leg under each candidate: nothing, the extension fare, or no bound."""
     version = fold.version_of(leg)
     found = []
-    for candidate, conditions in best.candidates:
-        if version.covers(candidate, conditions, leg):
-            found.append(0)
-            continue
-        bound = NO_BOUND
-        if conditions.within_places is not None and version.covers(candidate, conditions, leg, whole=False):
+    for (candidate, _), covered in zip(best.candidates, version.coverage(best, leg), strict=True):
+        bound = 0 if covered == "whole" else NO_BOUND
+        if covered == "part":
             extension = version.prices.ride(leg, "extension", candidate=candidate.candidate_id)
             bound = NO_BOUND if isinstance(extension, NoPrice) else extension.amount
         found.append(bound)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from itertools import combinations
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -114,6 +115,8 @@ class ReadyBest(msgspec.Struct, frozen=True):
     rule: BestOf
     ready: Ready
     candidates: tuple[tuple[Candidate, Ready], ...]
+    by_place_only: bool
+    """No candidate looks at the time, day or operator of a leg."""
     choices: tuple[tuple[int, ...], ...]
     """Indexes of the candidates taken; the first choice takes none."""
     prices: tuple[int, ...]
@@ -131,6 +134,9 @@ class ReadyRebate(msgspec.Struct, frozen=True):
 
     rule: Rebate
     ready: Ready
+
+
+Coverage: TypeAlias = Literal["whole", "part", "none"]
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -195,6 +201,7 @@ class CompiledVersion:
         self.best = {row.rule_id: _best(row, network) for row in version.file.best_of}
         self.rebates = {row.rule_id: row for row in version.file.rebates}
         self._tap_rules = {name: rule for rule in version.file.tap_rules for name in rule.networks}
+        self._coverage: dict[tuple[object, ...], tuple[Coverage, ...]] = {}
         self._terms: dict[tuple[str, str | None, str, str], Terms | None] = {}
 
     def service_day(self, at: int) -> int:
@@ -218,6 +225,30 @@ class CompiledVersion:
         if ride.network_id is None or static_failing(row, ride.network_id, ride.route_id, ride.media, ride.rider_category):
             return False
         return conditions.failing(ride, self.network, self.prices.groups, whole=whole) is None
+
+    def coverage(self, best: ReadyBest, ride: Ride) -> tuple[Coverage, ...]:
+        """How far each candidate of a window covers a leg. Remembered where only the leg's places matter."""
+        if not best.by_place_only:
+            return self._find_coverage(best, ride)
+        key = (
+            best.rule.rule_id, ride.network_id, ride.route_id, ride.media, ride.rider_category, ride.from_stop_id,
+            ride.to_stop_id, ride.given and ride.given.areas, ride.exit_given and ride.exit_given.areas,
+        )  # fmt: skip
+        if key not in self._coverage:
+            make_room(self._coverage)
+            self._coverage[key] = self._find_coverage(best, ride)
+        return self._coverage[key]
+
+    def _find_coverage(self, best: ReadyBest, ride: Ride) -> tuple[Coverage, ...]:
+        found: list[Coverage] = []
+        for candidate, conditions in best.candidates:
+            if self.covers(candidate, conditions, ride):
+                found.append("whole")
+            elif conditions.within_places is not None and self.covers(candidate, conditions, ride, whole=False):
+                found.append("part")
+            else:
+                found.append("none")
+        return tuple(found)
 
     def areas_of(self, stop: str | None, given: Given | None) -> Collection[str]:
         """The areas of a leg's end."""
@@ -470,11 +501,13 @@ def _cap(row: Cap, network: Network) -> ReadyCap:
 
 def _best(row: BestOf, network: Network) -> ReadyBest:
     numbers = range(len(row.candidates))
+    candidates = tuple((candidate, ready(candidate, network)) for candidate in row.candidates)
     choices = [chosen for size in range(row.at_most + 1) for chosen in combinations(numbers, size)]
     return ReadyBest(
         rule=row,
         ready=ready(row, network),
-        candidates=tuple((candidate, ready(candidate, network)) for candidate in row.candidates),
+        candidates=candidates,
+        by_place_only=all(conditions.by_place_only for _, conditions in candidates),
         choices=tuple(choices),
         prices=tuple(sum(row.candidates[number].amount for number in chosen) for chosen in choices),
     )

@@ -58,6 +58,8 @@ class Ready(msgspec.Struct, frozen=True):
     """Nothing depends on the leg."""
     by_day_only: bool
     """Nothing but its service day matters."""
+    by_place_only: bool
+    """Nothing but where it begins and ends matters."""
     first_day: int
     last_day: int
     weekdays: frozenset[int]
@@ -124,6 +126,7 @@ class Ready(msgspec.Struct, frozen=True):
         return None
 
 
+PLACE_FIELDS = ("from_places", "to_places", "either_places", "within_places", "except_places")
 _NOWHERE = (None, None, None, None, None)
 _NO_AREAS: frozenset[str] = frozenset()
 
@@ -133,6 +136,7 @@ def ready(row: Conditions, network: Network) -> Ready:
     found = Ready(
         always=False,
         by_day_only=False,
+        by_place_only=False,
         first_day=to_day(row.valid_from) if row.valid_from else -FOREVER,
         last_day=to_day(row.valid_to) if row.valid_to else FOREVER,
         weekdays=frozenset(WEEKDAYS.index(name) for name in row.weekdays),
@@ -148,8 +152,10 @@ def ready(row: Conditions, network: Network) -> Ready:
         except_places=places(row.except_areas, network),
     )
     days = {name: getattr(found, name) for name in ("first_day", "last_day", "weekdays", "calendars", "except_calendars")}
+    places_given = {name: getattr(found, name) for name in PLACE_FIELDS}
+    by_place_only = found == msgspec.structs.replace(_ALWAYS, **places_given)
     by_day_only = found == msgspec.structs.replace(_ALWAYS, **days)
-    return msgspec.structs.replace(found, always=found == _ALWAYS, by_day_only=by_day_only)
+    return msgspec.structs.replace(found, always=found == _ALWAYS, by_day_only=by_day_only, by_place_only=by_place_only)
 
 
 def places(names: Iterable[str], network: Network) -> Places | None:
@@ -203,6 +209,7 @@ def _inside(places: Places, stop: str | None, areas: Collection[str]) -> bool:
 _ALWAYS = Ready(
     always=False,
     by_day_only=False,
+    by_place_only=False,
     first_day=-FOREVER,
     last_day=FOREVER,
     weekdays=frozenset(),
