@@ -1,6 +1,7 @@
 """The fold: a traveller's facts in their order become legs and lines.
 
-Worth is built upward, from leg prices (`legs`) over groups of legs (`groups`) to periods (`periods`). A fact moves money by
+Worth is built upward, from leg prices (`legs`) over groups of legs (`as_one` on list fares, `groups` after discounts) to
+periods (`rewards`, `periods`). A fact moves money by
 what it changes in the worth of its window: it adds lines, and never changes one. The same fold prices one tap at the gate
 and a month of taps in a batch. Pure: no clock, database or randomness; time passes because `as_of` says so."""
 

@@ -61,6 +61,27 @@ def test_the_engine_knows_no_city() -> None:
     assert [path.name for path in sources if names.search(path.read_text(encoding="utf-8"))] == []
 
 
+def test_the_smallest_city_of_the_documentation_is_one(tmp_path: Path) -> None:
+    text = (TARIFFS.parent / "docs" / "tariff.md").read_text(encoding="utf-8")
+    text = text.partition("## The smallest city")[2].partition("\n## ")[0]
+    path = tmp_path
+    for line in text.splitlines():
+        if line.startswith("    little/"):
+            path = tmp_path / line.split()[0]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("", encoding="utf-8")
+        if path.is_file() and line.startswith("    "):
+            path.write_text(path.read_text(encoding="utf-8") + line[36:] + "\n", encoding="utf-8")
+    tariff = load(tmp_path / "little")
+    check(tariff)
+    rides = [
+        {"mode": "bus", "on": {"t": f"2026-03-02T{at}"}, "off": None} for at in ("08:00", "10:00", "12:01", "15:00", "18:00")
+    ]
+    case = {"id": "L-1", "policy": "2026", "rides": [ride | {"id": str(n)} for n, ride in enumerate(rides)], "expect": {}}
+    (outcome,) = run_cases(tariff, [case])
+    assert list(outcome.charges.values()) == [200, 0, 200, 200, 0]
+
+
 # ---- the command
 
 RIDE = {"id": "r1", "mode": "tube", "on": {"t": "2018-03-14T06:30", "zone": "4"}, "off": {"t": "2018-03-14T07:30", "zone": "1"}}
