@@ -16,6 +16,7 @@ from fare_engine.pricing.groups import EARLIER
 from fare_engine.pricing.lines import Leg
 from fare_engine.pricing.state import Group
 from fare_engine.tariff.compile import Join, LegPrice, NoPrice, Terms
+from fare_engine.tariff.model import FareTransferRule
 from fare_engine.tariff.prices import straight_line_m
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def adjust(fold: Fold, leg: Leg, terms: Terms) -> list[Adjustment] | NoPrice:
     Where a group's worth cannot be told, the leg's price is unknown."""
     found: list[Adjustment] = []
     own = {join.rule.rule_id: join for join in terms.as_one}
+    transferred = False
     for rule_id in _rule_ids(fold, terms):
         fitting = joins.latest_group(fold, rule_id, leg)
         if fitting is None:
@@ -43,6 +45,10 @@ def adjust(fold: Fold, leg: Leg, terms: Terms) -> list[Adjustment] | NoPrice:
                 joins.begin_group(fold, own[rule_id], leg, leg.net)
             continue
         group, join = fitting
+        if join.transfer is not None:
+            if transferred:
+                continue
+            transferred = True
         pays = _pays(fold, group, join, leg)
         if isinstance(pays, NoPrice):
             return pays
@@ -79,6 +85,8 @@ def _is_as_one(fold: Fold, group: Group) -> bool:
 
 def _pays(fold: Fold, group: Group, join: Join, leg: Leg) -> int | NoPrice:
     rule = join.rule
+    if join.transfer is not None:
+        return _pays_transfer(fold, group, join.transfer, leg)
     if rule.worth == "position":
         return min(leg.net, rule.transfer_amounts[min(group.transfers, len(rule.transfer_amounts) - 1)])
     if rule.worth == "base_once":
@@ -91,6 +99,25 @@ def _pays(fold: Fold, group: Group, join: Join, leg: Leg) -> int | NoPrice:
     difference = whole - group.worth
     group.worth = whole if rule.below_zero == "paid_back" else max(whole, group.worth)
     return difference if rule.below_zero == "paid_back" else max(0, difference)
+
+
+def _pays_transfer(fold: Fold, group: Group, transfer: FareTransferRule, leg: Leg) -> int | NoPrice:
+    """GTFS `fare_transfer_type`, for legs A and B with the product AB: A + AB, A + AB + B, or AB alone."""
+    amount: int | None = 0
+    if transfer.fare_product_id is not None:
+        prices = fold.tariff.versions[group.version_id].prices
+        amount = prices.product_price(transfer.fare_product_id, leg.media, leg.rider_category)
+    if amount is None:
+        return NoPrice()
+    if transfer.fare_transfer_type == 0:
+        return amount
+    if transfer.fare_transfer_type == 1:
+        return leg.net + amount
+    if group.worth is None:
+        return NoPrice(EARLIER)
+    pays = max(0, amount - group.worth)
+    group.worth = max(amount, group.worth)
+    return pays
 
 
 def _worth(fold: Fold, group: Group, join: Join, leg: Leg) -> int | NoPrice:

@@ -35,9 +35,7 @@ def latest_group(fold: Fold, rule_id: str, leg: Leg) -> tuple[Group, Join] | Non
 
 def begin_group(fold: Fold, join: Join, leg: Leg, worth: int | None) -> None:
     """A leg that joined no group of a rule begins one, if the rule lets it be a first leg. None: its worth is not known."""
-    if any(not link.from_networks or leg.network_id in link.from_networks for link in join.links) and fold.holds(
-        leg, join.ready, join.rule.rule_id
-    ):
+    if any(_may_be_first(link, leg) for link in join.links) and fold.holds(leg, join.ready, join.rule.rule_id):
         fold.state.groups.append(Group(join.rule.rule_id, leg.version_id, [leg], worth))
 
 
@@ -98,6 +96,11 @@ def ended(leg: Leg) -> int:
     return at
 
 
+def _may_be_first(link: Link, leg: Leg) -> bool:
+    groups = link.fields.from_leg_groups
+    return (not link.from_networks or leg.network_id in link.from_networks) and (not groups or leg.leg_group_id in groups)
+
+
 def _owners_rule(fold: Fold, group: Group, leg: Leg) -> Join | None:
     join = fold.tariff.versions[group.version_id].joins.get(group.rule_id)
     if join is not None and join.rule.owner == "leg":
@@ -125,6 +128,10 @@ def _link_failing(fold: Fold, link: Link, earlier: Leg, leg: Leg, anchor: Leg) -
         return "from_networks"
     if link.to_networks and leg.network_id not in link.to_networks:
         return "to_networks"
+    if fields.from_leg_groups and earlier.leg_group_id not in fields.from_leg_groups:
+        return "from_leg_groups"
+    if fields.to_leg_groups and leg.leg_group_id not in fields.to_leg_groups:
+        return "to_leg_groups"
     if fields.from_routes and not names_route(fields.from_routes, earlier.route_id):
         return "from_routes"
     if fields.to_routes and not names_route(fields.to_routes, leg.route_id):
@@ -137,7 +144,8 @@ def _link_failing(fold: Fold, link: Link, earlier: Leg, leg: Leg, anchor: Leg) -
         return "window_from" if link.window_ms else None
     if link.timeframes and link.timeframes.isdisjoint(fold.version_of(earlier).prices.groups(opened)):
         return "timeframes"
-    return None if link.reaches(opened, began(leg)) else "window_minutes"
+    until = began(leg) if fields.window_to == "entry" else ended(leg)
+    return None if link.reaches(opened, until) else "window_minutes"
 
 
 def _places_fit(fold: Fold, link: Link, earlier: Leg, leg: Leg) -> bool:

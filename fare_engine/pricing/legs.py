@@ -62,7 +62,7 @@ def settle(fold: Fold, leg: Leg, price: LegPrice | NoPrice, terms: Terms) -> Non
         _leave_unknown(fold, leg, terms, price, joins=complete)
         return
     begun = len(fold.lines)
-    leg.net, leg.base = price.amount, price.base
+    leg.net, leg.base, leg.leg_group_id = price.amount, price.base, price.leg_group_id
     payer = products.find(fold, leg) if state.lots and leg.net else None
     adjusted: list[as_one.Adjustment] = []
     if (terms.as_one or state.groups) and leg.net and payer is None:

@@ -82,6 +82,8 @@ class Leg(msgspec.Struct, gc=False):
     given: Given | None = None
     """What the first tap brought along; of the last tap: `exit_given`."""
     exit_given: Given | None = None
+    leg_group_id: str = ""
+    """Of the rule of `fare_leg_rules.txt` that priced it."""
     due: int = 0
     """While open: the last instant at which its exit is in time."""
     base: int = 0

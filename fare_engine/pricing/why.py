@@ -45,6 +45,8 @@ REASONS: dict[str, tuple[str, str]] = {
     "window_minutes": ("quá thời gian chuyển tuyến", "the time to change has passed"),
     "from_networks": ("chuyến trước không thuộc mạng cần có", "the ride before was on another network"),
     "to_networks": ("không chuyển sang mạng này", "is not for a change to this network"),
+    "from_leg_groups": ("chuyến trước thuộc nhóm giá khác", "the ride before was of another leg group"),
+    "to_leg_groups": ("không chuyển sang nhóm giá này", "is not for a change to this leg group"),
     "from_routes": ("chuyến trước đi tuyến khác", "the ride before was on another route"),
     "to_routes": ("không chuyển sang tuyến này", "is not for a change to this route"),
     "stop_pairs": ("không phải cặp trạm chuyển tuyến", "these are not stops to change between"),

@@ -99,6 +99,29 @@ def leg_rules_refer_to_what_exists(version: Version, tariff: Tariff) -> Iterator
         yield from _unknown(place, "fare_product_id", [rule.fare_product_id], products)
 
 
+def _leg_groups(version: Version) -> set[str]:
+    return {rule.leg_group_id for rule in version.leg_rules if rule.leg_group_id}
+
+
+def transfer_rules_hold_together(version: Version, tariff: Tariff) -> Iterator[Fault]:
+    """Leg groups and products of `fare_transfer_rules.txt`, and the fields that go together (GTFS)."""
+    groups = _leg_groups(version)
+    products = {row.fare_product_id for row in version.products}
+    for rule in version.transfer_rules:
+        place = _place(version, "fare_transfer_rules.txt", rule.row)
+        yield from _unknown(place, "from_leg_group_id", [rule.from_leg_group_id], groups)
+        yield from _unknown(place, "to_leg_group_id", [rule.to_leg_group_id], groups)
+        yield from _unknown(place, "fare_product_id", [rule.fare_product_id], products)
+        if rule.fare_transfer_type not in (0, 1, 2):
+            yield Fault(place, rule.fare_transfer_type, "fare_transfer_type must be 0, 1 or 2")
+        if rule.duration_limit_type not in (0, 1, 2, 3):
+            yield Fault(place, rule.duration_limit_type, "duration_limit_type must lie between 0 and 3")
+        if rule.duration_limit is not None and rule.duration_limit <= 0:
+            yield Fault(place, rule.duration_limit, "duration_limit must be above zero")
+        if rule.transfer_count == 0 or (rule.transfer_count is not None and rule.transfer_count < -1):
+            yield Fault(place, rule.transfer_count, "transfer_count must be -1 or above zero")
+
+
 def timeframes_refer_to_calendars(version: Version, tariff: Tariff) -> Iterator[Fault]:
     """Services of `timeframes.txt`, and times that do not run backwards."""
     for row in version.timeframes:
@@ -153,6 +176,8 @@ def rows_refer_to_what_exists(version: Version, tariff: Tariff) -> Iterator[Faul
         "exit_timeframes": groups,
         "service_ids": network.calendars,
         "except_service_ids": network.calendars,
+        "from_leg_groups": _leg_groups(version),
+        "to_leg_groups": _leg_groups(version),
         "journeys_of": {row.rule_id for row in version.file.joining_rules},
         **dict.fromkeys(("from_areas", "to_areas", "either_areas", "within_areas", "except_areas"), places),
     }
@@ -384,6 +409,7 @@ Rule = Callable[[Version, Tariff], Iterator[Fault]]
 RULES: tuple[Rule, ...] = (
     head_makes_sense,
     leg_rules_refer_to_what_exists,
+    transfer_rules_hold_together,
     timeframes_refer_to_calendars,
     products_have_one_price,
     every_priced_network_has_one_tap_rule,

@@ -24,8 +24,10 @@ from fare_engine.tariff.model import (
     Cap,
     Conditions,
     Discount,
+    FareTransferRule,
     JoiningRule,
     LinkFields,
+    Name,
     Network,
     Rebate,
     Reward,
@@ -85,6 +87,8 @@ class Join(msgspec.Struct, frozen=True):
     links: tuple[Link, ...]
     longest_ms: int
     """How long after an earlier leg another may still begin, at most."""
+    transfer: FareTransferRule | None = None
+    """The row of `fare_transfer_rules.txt` that it stands for."""
 
     def fits_rider(self, media: str, category: str) -> bool:
         """Whether the rule is for a medium and a rider category."""
@@ -196,6 +200,7 @@ class CompiledVersion:
         self.products = {product.product_id: product for product in version.file.products}
         self.default_category = version.default_category
         self.joins = {row.rule_id: _join(row, network) for row in version.file.joining_rules}
+        self.joins |= {join.rule.rule_id: join for join in _gtfs_joins(version, network)}
         self.product_conditions = {row.product_id: ready(row, network) for row in version.file.products}
         self.caps = {row.rule_id: _cap(row, network) for row in version.file.caps}
         self.best = {row.rule_id: _best(row, network) for row in version.file.best_of}
@@ -464,7 +469,39 @@ def _join(row: JoiningRule, network: Network) -> Join:
     return Join(rule=row, ready=ready(_without_places(row), network), links=links, longest_ms=max(windows))
 
 
-_LINK_FIELDS = tuple(name for name in LinkFields.__struct_fields__ if name != "timeframes")
+def _gtfs_joins(version: Version, network: Network) -> list[Join]:
+    """The rows of `fare_transfer_rules.txt` as joining rules. An empty leg group means every one that no row names there."""
+    every = {rule.leg_group_id for rule in version.leg_rules if rule.leg_group_id}
+    others = {
+        "from": tuple(sorted(every - {row.from_leg_group_id for row in version.transfer_rules})),
+        "to": tuple(sorted(every - {row.to_leg_group_id for row in version.transfer_rules})),
+    }
+    found = []
+    for row in version.transfer_rules:
+        # GTFS, duration_limit_type: from departure (0, 1) or arrival (2, 3), to arrival (0, 3) or departure (1, 2)
+        fields = LinkFields(
+            from_leg_groups=(row.from_leg_group_id,) if row.from_leg_group_id else others["from"],
+            to_leg_groups=(row.to_leg_group_id,) if row.to_leg_group_id else others["to"],
+            window_from="entry" if row.duration_limit_type in (0, 1) else "exit",
+            window_to="exit" if row.duration_limit_type in (0, 3) else "entry",
+            window_of="first",
+        )
+        link = msgspec.structs.replace(_link(fields, _NO_RULE, network), window_ms=(row.duration_limit or 0) * 1000)
+        count = row.transfer_count if row.transfer_count is not None else 1
+        rule = msgspec.structs.replace(
+            _NO_RULE,
+            rule_id=f"fare_transfer_rules/{row.row}",
+            max_transfers=count if count > 0 else FOREVER,
+        )
+        found.append(Join(rule, ready(rule, network), (link,), link.window_ms or 2 * DAY_MS, row))
+    return found
+
+
+_TRANSFER = Name(vi="Chuyển tuyến", en="Transfer")
+_NO_RULE = JoiningRule(rule_id="", name=_TRANSFER, worth="position", skips=False)
+_LINK_FIELDS = tuple(
+    name for name in LinkFields.__struct_fields__ if name not in ("timeframes", "window_to", "from_leg_groups", "to_leg_groups")
+)
 
 
 def _without_places(row: JoiningRule) -> JoiningRule:

@@ -19,6 +19,7 @@ from fare_engine.tariff.model import (
     Calendar,
     FareLegRule,
     FareProductRow,
+    FareTransferRule,
     Head,
     Network,
     Party,
@@ -31,7 +32,7 @@ from fare_engine.tariff.model import (
     Version,
 )
 
-NOT_YET = ("fare_transfer_rules.txt", "fare_attributes.txt", "fare_rules.txt", "fare_leg_join_rules.txt")
+NOT_YET = ("fare_attributes.txt", "fare_rules.txt", "fare_leg_join_rules.txt")
 """Fare tables that this release does not price by; a tariff with one is refused rather than priced without it."""
 _PARTY_COLUMNS = ("party_id", "name_vi", "name_en", "kind")
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
@@ -331,6 +332,7 @@ def _version(folder: Path, base: Path, faults: list[Fault]) -> Version | None:
     categories = table("rider_categories.txt", "rider_category_id", "is_default_fare_category")
     products = table("fare_products.txt", "fare_product_id", "amount", "currency")
     rules = table("fare_leg_rules.txt", "fare_product_id")
+    transfers = table("fare_transfer_rules.txt", "fare_transfer_type")
     timeframes = table("timeframes.txt", "timeframe_group_id", "service_id")
     if parsed is None:
         return None
@@ -347,6 +349,7 @@ def _version(folder: Path, base: Path, faults: list[Fault]) -> Version | None:
         default_category=default,
         products=tuple(_product(products, number, row, parsed) for number, row in products),
         leg_rules=tuple(_leg_rule(rules, number, row) for number, row in rules),
+        transfer_rules=tuple(_transfer_rule(transfers, number, row) for number, row in transfers),
         has_priority="rule_priority" in rules.columns,
         timeframes=tuple(_timeframe(timeframes, number, row) for number, row in timeframes),
     )
@@ -453,6 +456,22 @@ def _leg_rule(table: Table, number: int, row: dict[str, str]) -> FareLegRule:
         to_timeframe_group_id=row.get("to_timeframe_group_id") or None,
         fare_product_id=row["fare_product_id"],
         rule_priority=table.whole(number, row.get("rule_priority", ""), "rule_priority"),
+    )
+
+
+def _transfer_rule(table: Table, number: int, row: dict[str, str]) -> FareTransferRule:
+    def perhaps(column: str) -> int | None:
+        return table.whole(number, row[column], column) if row.get(column) else None
+
+    return FareTransferRule(
+        row=number,
+        from_leg_group_id=row.get("from_leg_group_id") or None,
+        to_leg_group_id=row.get("to_leg_group_id") or None,
+        transfer_count=perhaps("transfer_count"),
+        duration_limit=perhaps("duration_limit"),
+        duration_limit_type=perhaps("duration_limit_type") or 0,
+        fare_transfer_type=perhaps("fare_transfer_type") or 0,
+        fare_product_id=row.get("fare_product_id") or None,
     )
 
 

@@ -198,7 +198,12 @@ class LinkFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     stop_pairs: tuple[tuple[str, str], ...] = ()
     window_minutes: int = 0
     window_from: Literal["entry", "exit"] = "exit"
-    """The tap of the earlier leg from which the window runs, up to the first tap of the later one."""
+    """The tap of the earlier leg from which the window runs."""
+    window_to: Literal["entry", "exit"] = "entry"
+    """The tap of the later leg that must lie in it."""
+    from_leg_groups: tuple[str, ...] = ()
+    to_leg_groups: tuple[str, ...] = ()
+    """Leg groups of `fare_leg_rules.txt`."""
     window_of: Literal["previous", "first"] = "previous"
     end: Literal["before", "at"] = "at"
     resolution: Literal["second", "minute"] = "second"
@@ -404,6 +409,23 @@ class FareLegRule(msgspec.Struct, frozen=True, kw_only=True):
     rule_priority: int
 
 
+class FareTransferRule(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of `fare_transfer_rules.txt`; None is an empty field."""
+
+    row: int
+    from_leg_group_id: str | None
+    to_leg_group_id: str | None
+    transfer_count: int | None
+    """How many transfers in a row; -1: no limit. Only where both groups are the same."""
+    duration_limit: int | None
+    """Seconds."""
+    duration_limit_type: int
+    """0: first tap of the earlier leg to last tap of the later one; 1: first to first; 2: last to first; 3: last to last."""
+    fare_transfer_type: int
+    """0: the first leg and the transfer product; 1: both legs and the product; 2: the product alone."""
+    fare_product_id: str | None
+
+
 class Timeframe(msgspec.Struct, frozen=True, kw_only=True):
     """A row of `timeframes.txt`: seconds of the local day, `start <= t < end` (GTFS), on the days of a service."""
 
@@ -501,6 +523,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     default_category: str
     products: tuple[FareProductRow, ...]
     leg_rules: tuple[FareLegRule, ...]
+    transfer_rules: tuple[FareTransferRule, ...]
     has_priority: bool
     timeframes: tuple[Timeframe, ...]
 

@@ -33,6 +33,7 @@ class LegPrice(msgspec.Struct, frozen=True):
     rule_id: str
     base: int = 0
     """The part of it that is paid once where legs share a base."""
+    leg_group_id: str = ""
 
 
 class NoPrice(msgspec.Struct, frozen=True):
@@ -379,12 +380,19 @@ class Prices:
         return self.version.has_priority or not any(value in self._named[field] for value in found)
 
     def _priced(self, rule: FareLegRule, media: str, category: str) -> LegPrice | None:
+        amount = self.product_price(rule.fare_product_id, media, category)
+        if amount is None:
+            return None
+        rule_id = f"{rule.leg_group_id or rule.network_id or ''}/{rule.fare_product_id}"
+        return LegPrice(amount, rule.fare_product_id, rule_id, leg_group_id=rule.leg_group_id or "")
+
+    def product_price(self, product_id: str, media: str, category: str) -> int | None:
+        """What a product of `fare_products.txt` costs a rider: the most specific row wins."""
         medium = media.split(":")[0]
         for key in ((category, medium), (category, None), (None, medium), (None, None)):
-            amount = self._amounts.get((rule.fare_product_id, *key))
+            amount = self._amounts.get((product_id, *key))
             if amount is not None:
-                group = rule.leg_group_id or rule.network_id or ""
-                return LegPrice(amount, rule.fare_product_id, f"{group}/{rule.fare_product_id}")
+                return amount
         return None
 
     # ---- one end known
