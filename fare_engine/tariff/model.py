@@ -523,7 +523,7 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
     default_category: str
     products: tuple[FareProductRow, ...]
     leg_rules: tuple[FareLegRule, ...]
-    transfer_rules: tuple[FareTransferRule, ...]
+    transfer_rules: tuple[FareTransferRule, ...] = ()
     has_priority: bool
     timeframes: tuple[Timeframe, ...]
 
