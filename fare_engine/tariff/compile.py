@@ -499,9 +499,7 @@ def _gtfs_joins(version: Version, network: Network) -> list[Join]:
 
 _TRANSFER = Name(vi="Chuyển tuyến", en="Transfer")
 _NO_RULE = JoiningRule(rule_id="", name=_TRANSFER, worth="position", skips=False)
-_LINK_FIELDS = tuple(
-    name for name in LinkFields.__struct_fields__ if name not in ("timeframes", "window_to", "from_leg_groups", "to_leg_groups")
-)
+_LINK_FIELDS = tuple(name for name in LinkFields.__struct_fields__ if name != "timeframes")
 
 
 def _without_places(row: JoiningRule) -> JoiningRule:

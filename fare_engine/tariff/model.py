@@ -232,6 +232,9 @@ class JoiningRule(Conditions, frozen=True, kw_only=True):
     stop_pairs: tuple[tuple[str, str], ...] = ()
     window_minutes: int = 0
     window_from: Literal["entry", "exit"] = "exit"
+    window_to: Literal["entry", "exit"] = "entry"
+    from_leg_groups: tuple[str, ...] = ()
+    to_leg_groups: tuple[str, ...] = ()
     window_of: Literal["previous", "first"] = "previous"
     end: Literal["before", "at"] = "at"
     resolution: Literal["second", "minute"] = "second"
