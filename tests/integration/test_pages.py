@@ -253,6 +253,23 @@ def test_the_reasons_of_every_leg_add_up_to_what_is_charged(page: Page, site: Si
     assert len(seen) > 1, "a rider with more than plain fares is looked at"
 
 
+@pytest.mark.parametrize(("language", "question"), [("vi", "quy định khác"), ("en", "other rules")])
+def test_a_rider_may_ask_why_the_other_rules_did_not_act(page: Page, site: Site, language: str, question: str) -> None:
+    log_in_rider(page, site.cards[0], language=language)
+    link = page.locator(".leg a").first.get_attribute("href")
+    assert link is not None
+    page.goto(link)
+    summary = page.locator("details summary")
+    assert question in summary.inner_text()
+    assert not page.locator("details li").first.is_visible()
+    summary.click()
+    acted = set(page.locator("tbody td small").all_inner_texts())
+    others = page.locator("details li").all_inner_texts()
+    assert len(others) > 5
+    assert not acted & set(page.locator("details li small").all_inner_texts())
+    assert all(": " in other for other in others)
+
+
 def test_both_languages_say_the_same_amounts_in_their_own_way(page: Page, site: Site) -> None:
     log_in_rider(page, site.cards[0], language="vi")
     vietnamese = page.locator(".leg > .amount").all_inner_texts()
