@@ -105,7 +105,7 @@ def _adjust_pair(fold: Fold, first: Leg, second: Leg, join: Join) -> None:
     owner = first.version_id if rule.owner == "first_leg" else second.version_id
     first_terms = fold.terms_of(first)
     assert first_terms is not None
-    off_first = min(rule.off_first, first.net)
+    off_first = min(rule.off_first, max(0, first.net))
     off_second = rule.off_second
     if rule.percent_off_second:
         off_second += rounded_to(rate_of(second.net, rule.percent_off_second), "half_up")

@@ -78,7 +78,7 @@ def settle(fold: Fold, leg: Leg, price: LegPrice | NoPrice, terms: Terms) -> Non
         _add_surcharges(fold, leg, terms)
     for change in adjusted:
         fold.add_line(leg, "transfer", change.join.rule.rule_id, change.amount, change.join.rule.bearer, change.version_id)
-    takes_part = complete and price.amount > 0
+    takes_part = complete and price.amount > 0 and leg.net >= 0
     if payer is not None:
         products.pay(fold, leg, payer)
         takes_part = takes_part and leg.net > 0
