@@ -459,10 +459,10 @@ class _OneRide:
         self.entry_at, self.exit_at = first.entry_at, last.exit_at
         self.service_day = first.service_day
         given = first.given
-        self.given = msgspec.structs.replace(given, distance_m=None, list_fare=None) if given is not None else None
+        self.given = msgspec.structs.replace(given, distance_m=None, list_fare=None, stops=None) if given is not None else None
         exit_given = last.exit_given
         if exit_given is not None:
-            exit_given = msgspec.structs.replace(exit_given, distance_m=distance_m, list_fare=None)
+            exit_given = msgspec.structs.replace(exit_given, distance_m=distance_m, list_fare=None, stops=None)
         elif distance_m is not None:
             exit_given = Given(distance_m=distance_m)
         self.exit_given = exit_given
