@@ -14,7 +14,7 @@ import typer
 
 from fare_engine import quote as quoting
 from fare_engine.application import Application
-from fare_engine.errors import InputError, NotFoundError
+from fare_engine.errors import InputError, MissingFactError, MottheError, NotFoundError
 from fare_engine.pricing import batch
 from fare_engine.pricing import cases as priced_cases
 from fare_engine.service_day import parse_instant
@@ -136,7 +136,11 @@ def quote(
     else:
         listed = [quoting.one_ride(start, end, when, minutes, mode=mode, route=route, operator=operator, km=km)]
     found = quoting.quote(compiled, listed, {"category": rider} if rider else {}, media or "", {}, why=why)
-    for priced in list(found):
+    try:
+        rides_priced = list(found)
+    except MissingFactError as error:
+        raise MottheError(f"there is no price without a fact that the tariff does not know: {error}") from None
+    for priced in rides_priced:
         if as_json:
             typer.echo(json.dumps(priced, ensure_ascii=False, separators=(",", ":")))
             continue

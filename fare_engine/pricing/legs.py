@@ -78,7 +78,8 @@ def settle(fold: Fold, leg: Leg, price: LegPrice | NoPrice, terms: Terms) -> Non
         _add_surcharges(fold, leg, terms)
     for change in adjusted:
         fold.add_line(leg, "transfer", change.join.rule.rule_id, change.amount, change.join.rule.bearer, change.version_id)
-    takes_part = complete and price.amount > 0 and leg.net >= 0
+    joins_in = complete or (terms.tap_rule.missing_joins and leg.status == "missing_exit")
+    takes_part = joins_in and price.amount > 0 and leg.net >= 0
     if payer is not None:
         products.pay(fold, leg, payer)
         takes_part = takes_part and leg.net > 0
@@ -86,6 +87,8 @@ def settle(fold: Fold, leg: Leg, price: LegPrice | NoPrice, terms: Terms) -> Non
         for discount in _discounts(fold, leg, terms):
             if complete or discount.rule.missing:
                 _take_discount(fold, leg, discount)
+            else:
+                fold.passed(leg, discount.rule.rule_id, "missing tap")
         takes_part = takes_part and leg.net > 0
     if takes_part:
         groups.join(fold, leg, terms)

@@ -12,7 +12,7 @@ from fare_engine.facts import Purchase, Tap
 from fare_engine.money import whole_parts
 from fare_engine.pricing.lines import Leg, Line, LineKind, Sale
 from fare_engine.pricing.state import NEVER, Lot
-from fare_engine.service_day import day_starts_at, monday_of, month_of, to_date, to_day
+from fare_engine.service_day import DAY_MS, MINUTE_MS, day_starts_at, monday_of, month_of, to_date, to_day
 from fare_engine.tariff.compile import CompiledVersion, NoPrice
 from fare_engine.tariff.model import Product
 
@@ -46,7 +46,7 @@ def take_purchase(fold: Fold, purchase: Purchase) -> None:
         lot.first_day, lot.last_day = day, to_day(to_date(day).replace(month=12, day=31))
         lot.next_due = _starts_at(fold, lot, lot.last_day + KEPT_DAYS)
     elif product.starts == "purchase":
-        _begin_pass(fold, lot, day)
+        _begin_pass(fold, lot, day, purchase.at)
     fold.state.reckon_next_due()
 
 
@@ -87,7 +87,9 @@ def pay(fold: Fold, leg: Leg, payer: tuple[Lot, int]) -> None:
         funded = _part(product.price, product.trips, lot.used)
         lot.used += 1
     elif lot.first_day is None:
-        _begin_pass(fold, lot, leg.service_day)
+        began = leg.entry_at if leg.entry_at is not None else leg.exit_at
+        assert began is not None
+        _begin_pass(fold, lot, leg.service_day, began)
         fold.state.reckon_next_due()
     bearer, rule = f"product:{product.product_id}", f"product/{product.product_id}"
     off = leg.net - left
@@ -141,7 +143,10 @@ def product_of(fold: Fold, lot: Lot) -> Product:
 
 
 def _in_hand(product: Product, lot: Lot, leg: Leg) -> bool:
-    """Whether a lot is valid on the leg's day, and has a coupon for its list fare."""
+    """Whether a lot is valid on the leg's day or at its first tap, and has a coupon for its list fare."""
+    if lot.until is not None:
+        began = leg.entry_at if leg.entry_at is not None else leg.exit_at
+        return began is not None and began <= lot.until
     if lot.first_day is not None and lot.last_day is not None and not lot.first_day <= leg.service_day <= lot.last_day:
         return False
     if product.kind == "book":
@@ -149,13 +154,18 @@ def _in_hand(product: Product, lot: Lot, leg: Leg) -> bool:
     return True
 
 
-def _begin_pass(fold: Fold, lot: Lot, day: int) -> None:
+def _begin_pass(fold: Fold, lot: Lot, day: int, at: int) -> None:
+    minutes = product_of(fold, lot).minutes
+    if minutes:
+        lot.until = at + minutes * MINUTE_MS
     lot.first_day, lot.last_day = day, day + _days(product_of(fold, lot), day) - 1
     _release_day(fold, lot)
 
 
 def _days(product: Product, first: int) -> int:
-    """How many service days a pass that begins on a day is valid."""
+    """How many service days a pass that begins on a day is valid. The price of one by minutes belongs to its first day."""
+    if product.minutes:
+        return 1
     if product.lasts == "week":
         return monday_of(first) + 7 - first
     if product.lasts == "month":
@@ -172,6 +182,8 @@ def _release_day(fold: Fold, lot: Lot) -> None:
     _add_line(fold, lot, "release", 0, _part(product.price, days, lot.used), day)
     lot.used += 1
     lot.next_due = _starts_at(fold, lot, day + (1 if lot.used < days else KEPT_DAYS))
+    if lot.until is not None:
+        lot.next_due = max(lot.next_due, lot.until + KEPT_DAYS * DAY_MS)
 
 
 def _add_line(fold: Fold, lot: Lot, kind: LineKind, amount: int, funded: int, day: int) -> None:

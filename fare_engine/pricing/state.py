@@ -26,6 +26,8 @@ class Lot(msgspec.Struct, gc=False):
     """Of a book: coupons; of a pass: days whose part of the price is released."""
     next_due: int
     """When its next day begins, or after its last day."""
+    until: int | None = None
+    """A pass by minutes: the last instant at which a ride that it pays may begin; None: not begun, or by days."""
     loaded: int = 0
     """Credit: the money loaded."""
     token_id: str = ""

@@ -55,6 +55,7 @@ REASONS: dict[str, tuple[str, str]] = {
     "given": ("không còn gì để giảm", "nothing was left for it to take off"),
     "same": ("hai chuyến phải giống nhau", "the two rides are not alike"),
     "differs": ("hai chuyến phải khác nhau", "the two rides do not differ"),
+    "missing tap": ("thiếu một lần chạm", "a tap is missing"),
     "unpriced": ("giá chuyến đi chưa rõ", "the ride has no price yet"),
 }
 """What each reason says to a reader, in Vietnamese and English, after the rule's name."""
@@ -97,4 +98,6 @@ def _reason(row: Conditions, leg: Leg, noted: dict[str, str]) -> str:
         return noted[rule_id]
     if leg.status == "unknown":
         return "unpriced"
-    return "no earlier leg" if isinstance(row, JoiningRule) else "given"
+    if isinstance(row, JoiningRule):
+        return "no earlier leg" if leg.status == "complete" else "missing tap"
+    return "given"

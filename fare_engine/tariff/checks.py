@@ -228,7 +228,7 @@ def amounts_make_sense(version: Version, tariff: Tariff) -> Iterator[Fault]:
     positive = {"joining_rules": ("max_transfers",), "caps": ("amount",), "surcharges": ("amount",)}
     not_negative = {
         "joining_rules": ("off_first", "off_second", "window_minutes", "span_minutes"),
-        "products": ("price", "trips", "days", "covers_up_to"),
+        "products": ("price", "trips", "days", "minutes", "covers_up_to"),
         "leg_prices": ("minimum", "maximum", "per_unit", "unit", "counts_at_most", "stay_over_minutes", "stay_up_to_minutes"),
         "rebates": ("at_least", "maximum"),
         "best_of": (),
@@ -251,8 +251,10 @@ def products_can_be_used(version: Version, tariff: Tariff) -> Iterator[Fault]:
             yield Fault(f"{place} networks", row.networks, "must name a network")
         if row.kind == "book" and row.trips <= 0:
             yield Fault(f"{place} trips", row.trips, "a book needs trips")
-        if row.kind == "pass" and row.lasts == "days" and row.days <= 0:
+        if row.kind == "pass" and row.lasts == "days" and row.days <= 0 and row.minutes <= 0:
             yield Fault(f"{place} days", row.days, "a pass needs days")
+        if row.minutes and (row.days or row.lasts != "days" or row.kind != "pass"):
+            yield Fault(f"{place} minutes", row.minutes, "minutes stand alone, and only on a pass")
         if row.lasts != "days" and row.starts != "purchase":
             yield Fault(f"{place} starts", row.starts, f"a pass that lasts a {row.lasts} starts with its purchase")
 

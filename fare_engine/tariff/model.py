@@ -352,6 +352,8 @@ class Product(Conditions, frozen=True, kw_only=True):
     price: int
     days: int = 0
     """A pass: how many service days it is valid, from `starts`."""
+    minutes: int = 0
+    """A pass: instead of days, so long after its first tap or its purchase."""
     lasts: Literal["days", "week", "month"] = "days"
     """A pass: so many days, or to the end of the week or month of its sale."""
     starts: Literal["first_tap", "purchase"] = "first_tap"

@@ -114,7 +114,11 @@ class Prices:
         ends = [
             {int(area) for area in areas_of(self.network, stop, given) if area.isdigit()}
             for ride in rides
-            for stop, given in ((ride.from_stop_id, ride.given), (ride.to_stop_id, ride.exit_given))
+            for stop, given, at in (
+                (ride.from_stop_id, ride.given, ride.entry_at),
+                (ride.to_stop_id, ride.exit_given, ride.exit_at),
+            )
+            if at is not None
         ]
         if not all(ends):
             return NoPrice("zone")
@@ -313,6 +317,8 @@ class Prices:
         """The lowest and highest numbered zone of the two ends, for every choice at a boundary station."""
         (_, from_areas), (_, to_areas) = self._ends(ride)
         starts = [int(area) for area in from_areas if area.isdigit()]
+        if not to_areas and ride.exit_at is None:
+            return [(zone, zone) for zone in starts]  # one tap is all that there is of such a ride
         ends = [int(area) for area in to_areas if area.isdigit()]
         return [(min(one, other), max(one, other)) for one in starts for other in ends]
 

@@ -10,6 +10,7 @@ import pytest
 from fare_engine.errors import TariffError
 from fare_engine.pricing.fold import Folded, fold
 from fare_engine.pricing.lines import line_id
+from fare_engine.service_day import to_day
 from tests.builders import bill, costs, dedent, facts, little_tariff, priced, row, version
 
 WEDNESDAY = date(2026, 3, 4)
@@ -424,3 +425,37 @@ def test_a_leg_that_stands_in_two_groups_is_one_leg_when_its_traveller_comes_bac
     second = fold(tariff, taps[1:2], taps[2].at, first.state)
     third = fold(tariff, taps[2:], taps[2].at, second.state)
     assert {**first.legs, **second.legs, **third.legs}["1"].net == 2000
+
+
+# ---- from a planner's first hour
+
+DAY_OF_HOURS = row("products", product_id="H24", kind="pass", price=20_000, minutes=1440, networks=("bus",))
+
+
+@pytest.mark.parametrize(("at", "fare"), [("2026-03-04 15:00", "0"), ("2026-03-04 15:01", "5000")])
+def test_a_pass_of_24_hours_pays_rides_that_begin_within_them_of_its_first_tap(tmp_path: Path, at: str, fare: str) -> None:
+    day = f"08:00 buy H24\n15:00 board 10\n{at} board 10"
+    assert costs(priced(little_tariff(tmp_path, DAY_OF_HOURS), day))[-1] == f"complete {fare}"
+
+
+def test_the_price_of_a_pass_of_hours_is_shared_by_its_first_day(tmp_path: Path) -> None:
+    found = priced(little_tariff(tmp_path, DAY_OF_HOURS), "08:00 buy H24\n15:00 board 10", "2026-03-20 12:00")
+    assert [(line.funded, line.service_day) for line in found.lines if line.kind == "release"] == [
+        (20_000, to_day(date(2026, 3, 3)))
+    ]
+    assert not found.state.lots
+
+
+def test_a_ride_with_one_tap_has_the_zone_of_that_tap(tmp_path: Path) -> None:
+    price = '[[leg_prices]]\nrule_id = "z"\nnetworks = ["bus"]\npriority = 1\nby = "zones"\namounts = { "1" = 700 }\n'
+    areas = {"network/areas.txt": "area_id,area_name\n1,One\n", "network/stop_areas.txt": "area_id,stop_id\n1,S1\n"}
+    tariff = little_tariff(tmp_path, price, files=areas | {"now/fare_leg_rules.txt": "network_id,fare_product_id\nmetro,long\n"})
+    assert costs(priced(tariff, "08:00 board 10@S1")) == ["complete 700"]
+
+
+def test_a_forgotten_exit_may_still_open_the_time_to_change(tmp_path: Path) -> None:
+    window = row("joining_rules", rule_id="h", worth="percents", percents=(100, 0), window_minutes=120, window_from="entry")
+    day = "08:00 enter A\n09:00 board 10"
+    kept = 'missing_joins = true\nclosed_by = "any_entry"\n'
+    assert costs(priced(little_tariff(tmp_path / "a", window, metro=kept), day)) == ["missing_exit 9000", "complete 0"]
+    assert costs(priced(little_tariff(tmp_path / "b", window), day))[1] == "complete 5000"
