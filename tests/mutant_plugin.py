@@ -1,12 +1,12 @@
 """Runs tests against mutants: a plugin of the pytest that `tests.mutants` starts, by a task that it reads from a file.
 
 The tests are collected once, and everything is imported. For each mutant a child is forked, which puts the mutant's code into
-the function, runs the tests that call it, the quickest first, and ends at the first that fails."""
+the function, runs the tests that call it, and ends at the first that fails."""
 
 from __future__ import annotations
-
 import __future__
 
+import gc
 import importlib
 import json
 import os
@@ -16,9 +16,11 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
@@ -26,8 +28,10 @@ import pytest
 from _pytest.runner import runtestprotocol
 from hypothesis import Phase, settings
 
-HANGS_AFTER = 10.0
-"""Seconds without news of a test; each takes a small part of one."""
+IN_MEMORY = "/dev/shm"
+"""The tests write many little cities; here that costs nothing."""
+NOT_INSTALLED = 3
+"""How a child ends that could not begin."""
 MEMORY = 4 << 30
 """What a mutant that never stops collecting may have."""
 
@@ -44,26 +48,30 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     if session.testsfailed:
         raise session.Failed(f"{session.testsfailed} tests cannot be collected")
     task = json.loads(session.config.getoption("--mutants").read_text(encoding="utf-8"))
-    work = Work(session.items, Path(task["folder"]))
-    noted = Path(task["noted"]) if "noted" in task else None
-    if "watch" in task:
-        assert noted is not None
-        work.watch(set(task["watch"]), noted)
-    else:
-        known = json.loads(noted.read_text(encoding="utf-8")) if noted is not None else None
+    callers = Path(task["callers"])
+    with TemporaryDirectory(prefix="mutants-", dir=IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None) as scratch:
+        work = Work(session.items, Path(scratch), task["patience"])
+        if task["watch"]:
+            work.watch(set(task["watch"]), callers)
+        known = json.loads(callers.read_text(encoding="utf-8"))
         verdicts = [work.try_out(mutant, known) for mutant in task["mutants"]]
         Path(task["verdicts"]).write_text(json.dumps(verdicts), encoding="utf-8")
     return True
 
 
 class Work:
-    """The tests, and a folder for what they write."""
+    """The tests, a folder for what they write, and for how many seconds one may tell nothing."""
 
-    def __init__(self, items: list[pytest.Item], folder: Path) -> None:
+    def __init__(self, items: list[pytest.Item], scratch: Path, patience: float) -> None:
+        self.patience = patience
         self.items = {item.nodeid: item for item in items}
-        self.scratch = folder / "scratch"
+        self.scratch = scratch / "child"
+        self.kills: Counter[str] = Counter()
+        """How many mutants each test has killed."""
+        gc.collect()
+        gc.freeze()
 
-    def watch(self, files: set[str], noted: Path) -> None:
+    def watch(self, files: set[str], callers: Path) -> None:
         """Run every test; note its time, and the functions of these files that it calls."""
         found: dict[str, tuple[float, list[str]]] = {}
         with self._forked() as child:
@@ -76,32 +84,40 @@ class Work:
                         if _fails(item, following):
                             child.leave(1)
                     found[name] = time.perf_counter() - began, sorted({_name(code) for code in called})
-                noted.write_text(json.dumps(found), encoding="utf-8")
+                callers.write_text(json.dumps(found), encoding="utf-8")
                 child.leave(0)
-            status, failed = child.wait(HANGS_AFTER)
+            status, failed = child.wait(60)
         if status != 0:
             raise pytest.UsageError(f"without any mutant a test fails: {failed}")
 
-    def try_out(self, mutant: dict[str, Any], known: dict[str, tuple[float, list[str]]] | None) -> dict[str, Any]:
+    def try_out(self, mutant: dict[str, Any], known: dict[str, tuple[float, list[str]]]) -> dict[str, Any]:
         """Run the tests against a mutant; a test that fails, or tells nothing for long, kills it."""
         began = time.perf_counter()
         with self._forked() as child:
             if child.is_it:
                 resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-                _install(mutant)
+                try:
+                    _install(mutant)
+                except Exception:
+                    child.leave(NOT_INSTALLED)
                 for name, item, following in self._in_turn(self._callers(mutant, known)):
                     child.say(name)
                     if _fails(item, following):
                         child.leave(1)
                 child.leave(0)
-            status, last = child.wait(HANGS_AFTER)
+            status, last = child.wait(self.patience)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == NOT_INSTALLED:
+            raise pytest.UsageError(f"cannot be put into the engine: {mutant['function']}\n{mutant['source']}")
+        if status != 0:
+            self.kills[last] += 1
         return {"mutant": mutant, "killer": last if status != 0 else None, "seconds": round(time.perf_counter() - began, 3)}
 
-    def _callers(self, mutant: dict[str, Any], known: dict[str, tuple[float, list[str]]] | None) -> list[str]:
-        if known is None:
-            return list(self.items)
+    def _callers(self, mutant: dict[str, Any], known: dict[str, tuple[float, list[str]]]) -> list[str]:
+        """The tests that may kill a mutant; those first that have killed many, and the quick ones."""
         name = f"{mutant['module']}:{mutant['function']}"
-        return sorted((test for test in self.items if name in known[test][1]), key=lambda test: known[test][0])
+        return sorted(
+            (test for test in self.items if name in known[test][1]), key=lambda test: known[test][0] / (1 + 10 * self.kills[test])
+        )
 
     def _in_turn(self, names: list[str]) -> Iterator[tuple[str, pytest.Item, pytest.Item | None]]:
         """Tests, each with the one after it."""
