@@ -133,12 +133,12 @@ def _take_off(fold: Fold, leg: Leg, change: int, after: int, rule: Cap, amount: 
 
 def _owners_amount(fold: Fold, rule: Cap, period: int, leg: Leg) -> int:
     """The amount in the version of the period's first counted leg."""
-    version_id = _owner(fold, (rule.rule_id, period), leg)
+    version_id = owner_of(fold, (rule.rule_id, period), leg)
     owned = fold.tariff.versions[version_id].caps.get(rule.rule_id)
     return owned.rule.amount if owned is not None else rule.amount
 
 
-def _owner(fold: Fold, key: tuple[str, int], leg: Leg) -> str:
+def owner_of(fold: Fold, key: tuple[str, int], leg: Leg) -> str:
     """The version of a period's first counted leg."""
     owners = fold.state.owners
     if key not in owners:
@@ -154,7 +154,7 @@ def _count_best(fold: Fold, leg: Leg, change: int, best: ReadyBest) -> int:
         return change
     state = fold.state
     key = (best.rule.rule_id, period_of(state, best.rule, leg))
-    best = fold.tariff.versions[_owner(fold, key, leg)].best[best.rule.rule_id]
+    best = fold.tariff.versions[owner_of(fold, key, leg)].best[best.rule.rule_id]
     rule = best.rule
     if key not in state.windows:
         kept = KEPT_MS if rule.period == "window" else KEPT_DAYS

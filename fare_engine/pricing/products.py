@@ -60,6 +60,9 @@ def find(fold: Fold, leg: Leg) -> tuple[Lot, int] | None:
         if product.kind == "credit" or not _in_hand(product, lot, leg):
             continue
         version = fold.tariff.versions[lot.version_id]
+        if product.owner == "leg" and product.product_id in fold.version_of(leg).products:
+            version = fold.version_of(leg)
+            product = version.products[product.product_id]
         conditions = version.product_conditions[product.product_id]
         if version.covers(product, conditions, leg):
             if product.kind == "pass":

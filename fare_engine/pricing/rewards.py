@@ -14,7 +14,7 @@ from fare_engine.pricing.lines import Leg, Line
 from fare_engine.pricing.state import Owed
 from fare_engine.service_day import day_starts_at, monday_of, month_of, to_date, to_day
 from fare_engine.tariff.compile import ReadyReward, Terms
-from fare_engine.tariff.model import OPERATORS, Rebate, Reward
+from fare_engine.tariff.model import OPERATORS, Rebate, Reward, RewardStep
 
 if TYPE_CHECKING:
     from fare_engine.pricing.fold import Fold
@@ -29,7 +29,7 @@ def take(fold: Fold, leg: Leg, terms: Terms) -> None:
         number = _number(fold, leg, rule)
         counted = leg.counted = leg.counted or {}
         counted[rule.rule_id] = number
-        step = next((step for step in reversed(rule.steps) if number >= step.after), None)
+        step = next((step for step in reversed(_steps(fold, leg, rule)) if number >= step.after), None)
         if step is None or (step.until and number >= step.until):
             fold.passed(leg, rule.rule_id, "not reached")
             continue
@@ -81,6 +81,17 @@ def pay_rebates(fold: Fold, at: int) -> None:
             fold.lines.append(
                 Line(leg_id, "rebate", rule.rule_id, -amount, rule.bearer, funded, fold.cause, owed.version_id, day)
             )
+
+
+def _steps(fold: Fold, leg: Leg, rule: Reward) -> tuple[RewardStep, ...]:
+    """The steps of the version that owns them."""
+    begun = fold.state.anchors.get(rule.rule_id)
+    first = rule.period == "days" and (begun is None or not periods.runs_on(rule, begun, leg.service_day))
+    if rule.owner == "leg" or first:
+        return rule.steps
+    version_id = periods.owner_of(fold, (rule.rule_id, periods.period_of(fold.state, rule, leg)), leg)
+    owned = fold.tariff.versions[version_id].rewards.get(rule.rule_id)
+    return owned.steps if owned is not None else rule.steps
 
 
 def _number(fold: Fold, leg: Leg, rule: Reward) -> int:
@@ -136,6 +147,8 @@ def _owe(fold: Fold, leg: Leg, rule: Rebate, left: int, legs: int) -> None:
             owed.legs += legs
             if legs:
                 owed.last = leg
+                if rule.owner == "last_leg":
+                    owed.version_id = leg.version_id
             return
     version = fold.version_of(leg)
     after = period + 7 if rule.period == "week" else _next_month(period)

@@ -204,6 +204,7 @@ class CompiledVersion:
         self.product_conditions = {row.product_id: ready(row, network) for row in version.file.products}
         self.caps = {row.rule_id: _cap(row, network) for row in version.file.caps}
         self.best = {row.rule_id: _best(row, network) for row in version.file.best_of}
+        self.rewards = {row.rule_id: row for row in version.file.rewards}
         self.rebates = {row.rule_id: row for row in version.file.rebates}
         self._tap_rules = {name: rule for rule in version.file.tap_rules for name in rule.networks}
         self._coverage: dict[tuple[object, ...], tuple[Coverage, ...]] = {}

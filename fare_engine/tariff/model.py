@@ -313,6 +313,8 @@ class Reward(Conditions, frozen=True, kw_only=True):
     journeys_of: tuple[str, ...] = ()
     paid_only: bool = True
     steps: tuple[RewardStep, ...]
+    owner: Literal["leg", "period"] = "leg"
+    """Whose version's steps hold: the leg's, or that of the period's first leg."""
     rounding: Rounding = "half_up"
     round_to: int = 1
     bearer: str = OPERATORS
@@ -338,6 +340,8 @@ class Rebate(Conditions, frozen=True, kw_only=True):
     at_least: int = 0
     """How many legs must have been counted."""
     maximum: int = 0
+    owner: Literal["first_leg", "last_leg"] = "first_leg"
+    """Whose version's tiers hold: that of the period's first counted leg, or of its last."""
     rounding: Rounding = "half_up"
     round_to: int = 1
     bearer: str
@@ -361,6 +365,8 @@ class Product(Conditions, frozen=True, kw_only=True):
     """A book: how many legs it covers, until the end of the calendar year of its sale."""
     covers_up_to: int = 0
     """A book: the dearest list fare a coupon is taken for; 0: any."""
+    owner: Literal["sale", "leg"] = "sale"
+    """Whose version says which legs it covers: that of its sale, or the leg's own where that knows the product."""
     keeps_price: bool = False
     """Credit: legs are priced by the version under which the oldest credit not yet used up was bought."""
 

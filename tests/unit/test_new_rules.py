@@ -459,3 +459,38 @@ def test_a_forgotten_exit_may_still_open_the_time_to_change(tmp_path: Path) -> N
     kept = 'missing_joins = true\nclosed_by = "any_entry"\n'
     assert costs(priced(little_tariff(tmp_path / "a", window, metro=kept), day)) == ["missing_exit 9000", "complete 0"]
     assert costs(priced(little_tariff(tmp_path / "b", window), day))[1] == "complete 5000"
+
+
+# ---- who owns what when the tariff changes
+
+NEXT_DAY = date(2026, 3, 4)
+
+
+@pytest.mark.parametrize(("owner", "fare"), [("leg", 5000), ("period", 2500)])
+def test_a_reward_s_steps_are_those_of_the_leg_s_or_of_the_period_s_version(tmp_path: Path, owner: str, fare: int) -> None:
+    def reward(percent: int) -> str:
+        head = '[[rewards]]\nrule_id = "w"\nname = { vi = "w", en = "w" }\nperiod = "week"\n'
+        return f'{head}owner = "{owner}"\nsteps = [{{ after = 1, percent = {percent} }}]\n'
+
+    tariff = little_tariff(tmp_path, reward(50), files=version("then", reward(0), valid_from=NEXT_DAY))
+    assert costs(priced(tariff, "08:00 board 10\n2026-03-04 08:00 board 10"))[-1] == f"complete {fare}"
+
+
+@pytest.mark.parametrize(("owner", "back"), [("first_leg", 1000), ("last_leg", 5000)])
+def test_a_rebate_s_tiers_are_those_of_its_first_or_last_leg_s_version(tmp_path: Path, owner: str, back: int) -> None:
+    def rebate(percent: int) -> str:
+        head = '[[rebates]]\nrule_id = "r"\nname = { vi = "r", en = "r" }\nperiod = "week"\nbearer = "CITY"\n'
+        return f'{head}owner = "{owner}"\ntiers = [{{ percent = {percent} }}]\n'
+
+    tariff = little_tariff(tmp_path, rebate(10), files=version("then", rebate(50), valid_from=NEXT_DAY))
+    found = priced(tariff, "08:00 board 10\n2026-03-04 08:00 board 10", "2026-03-20 12:00")
+    assert -sum(line.amount for line in found.lines if line.kind == "rebate") == back
+
+
+@pytest.mark.parametrize(("owner", "fare"), [("sale", 15_000), ("leg", 0)])
+def test_which_legs_a_pass_covers_goes_by_its_sale_or_by_the_leg_s_version(tmp_path: Path, owner: str, fare: int) -> None:
+    def product(*networks: str) -> str:
+        return row("products", product_id="P", kind="pass", price=9000, days=7, networks=networks, owner=owner)
+
+    tariff = little_tariff(tmp_path, product("bus"), files=version("then", product("bus", "boat"), valid_from=NEXT_DAY))
+    assert costs(priced(tariff, "07:00 buy P\n08:00 board 10\n2026-03-04 08:00 board F"))[-1] == f"complete {fare}"
