@@ -16,7 +16,7 @@ from fare_engine.pricing.groups import EARLIER
 from fare_engine.pricing.lines import Leg
 from fare_engine.pricing.state import Group
 from fare_engine.tariff.compile import Join, LegPrice, NoPrice, Terms
-from fare_engine.tariff.model import FareTransferRule
+from fare_engine.tariff.model import AS_ONE, FareTransferRule
 from fare_engine.tariff.prices import straight_line_m
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def adjust(fold: Fold, leg: Leg, terms: Terms) -> list[Adjustment] | NoPrice:
     found: list[Adjustment] = []
     own = {join.rule.rule_id: join for join in terms.as_one}
     transferred = False
-    for rule_id in _rule_ids(fold, terms):
+    for rule_id in joins.running_rules(fold, own, AS_ONE):
         fitting = joins.latest_group(fold, rule_id, leg)
         if fitting is None:
             if rule_id in own:
@@ -63,24 +63,18 @@ def adjust(fold: Fold, leg: Leg, terms: Terms) -> list[Adjustment] | NoPrice:
 def follow_unpriced(fold: Fold, leg: Leg, terms: Terms) -> None:
     """A leg whose own price is unknown still takes its place: what later legs cost as a part of its groups may be unknown,
     too, or (by position) not depend on it."""
+    taken = [group for group in fold.state.groups if group.last is leg]  # before it turned out to have no price
+    for group in taken:
+        group.worth = None
     for join in (*terms.as_one, *terms.transfers):
+        if any(group.rule_id == join.rule.rule_id for group in taken):
+            continue
         fitting = joins.latest_group(fold, join.rule.rule_id, leg)
         if fitting is None:
             joins.begin_group(fold, join, leg, None)
         else:
             joins.extend_group(fold, fitting[0], leg)
             fitting[0].worth = None
-
-
-def _rule_ids(fold: Fold, terms: Terms) -> list[str]:
-    """The rules of the leg's version, and before them those of running groups that it does not know any more."""
-    own = [join.rule.rule_id for join in terms.as_one]
-    older = {group.rule_id: None for group in fold.state.groups if group.rule_id not in own and _is_as_one(fold, group)}
-    return [*older, *own]
-
-
-def _is_as_one(fold: Fold, group: Group) -> bool:
-    return fold.tariff.versions[group.version_id].joins[group.rule_id].rule.worth not in ("dearest", "percents", "pair")
 
 
 def _pays(fold: Fold, group: Group, join: Join, leg: Leg) -> int | NoPrice:

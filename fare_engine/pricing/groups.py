@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from fare_engine.money import rate_of, rounded_to
 from fare_engine.pricing import joins, rewards
-from fare_engine.pricing.lines import Leg
+from fare_engine.pricing.lines import Leg, ended
 from fare_engine.pricing.state import Group
 from fare_engine.tariff.compile import Join, NoPrice, Terms
+from fare_engine.tariff.model import AFTER_DISCOUNTS
 
 if TYPE_CHECKING:
     from fare_engine.pricing.fold import Fold
@@ -39,8 +40,7 @@ def join(fold: Fold, leg: Leg, terms: Terms) -> None:
 
 def _join_groups(fold: Fold, leg: Leg, terms: Terms) -> None:
     own = {join.rule.rule_id: join for join in terms.transfers}
-    older = {group.rule_id: None for group in fold.state.groups if group.rule_id not in own and _after_discounts(fold, group)}
-    for rule_id in (*older, *own):
+    for rule_id in joins.running_rules(fold, own, AFTER_DISCOUNTS):
         fitting = joins.latest_group(fold, rule_id, leg)
         if fitting is None:
             if rule_id in own:
@@ -66,10 +66,6 @@ def lacking(fold: Fold, leg: Leg, terms: Terms) -> NoPrice | None:
             if fitting is not None and fitting[0].worth is None:
                 return NoPrice(EARLIER)
     return None
-
-
-def _after_discounts(fold: Fold, group: Group) -> bool:
-    return fold.tariff.versions[group.version_id].joins[group.rule_id].rule.worth in ("dearest", "percents")
 
 
 def _pays(group: Group, join: Join, leg: Leg) -> int:
@@ -123,7 +119,7 @@ def _offer(fold: Fold, leg: Leg, terms: Terms, transfers: int) -> None:
     """Keep the leg while it may be the first of a pair, and forget those whose windows have closed."""
     state = fold.state
     if state.joinable:
-        _forget_closed(fold, joins.running_since(fold, joins.ended(leg)))
+        _forget_closed(fold, joins.running_since(fold, ended(leg)))
     if transfers < terms.most_pairs:
         state.joinable.append(leg)
         if transfers:
@@ -140,4 +136,4 @@ def _forget_closed(fold: Fold, since: int) -> None:
 def _still_joinable(fold: Fold, leg: Leg, since: int) -> bool:
     """A leg stays until its windows have passed for every ride that begins now, or is under way since an earlier instant."""
     terms = fold.terms_of(leg)
-    return terms is not None and since - joins.ended(leg) <= terms.longest_pair_ms
+    return terms is not None and since - ended(leg) <= terms.longest_pair_ms

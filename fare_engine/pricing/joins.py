@@ -4,9 +4,10 @@ What the legs are then worth together is decided elsewhere: on list fares in `as
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from fare_engine.pricing.lines import Leg
+from fare_engine.pricing.lines import Leg, began, ended
 from fare_engine.pricing.state import Group
 from fare_engine.service_day import MINUTE_MS
 from fare_engine.tariff.compile import Join, Link
@@ -31,6 +32,17 @@ def latest_group(fold: Fold, rule_id: str, leg: Leg) -> tuple[Group, Join] | Non
             return group, join
         fold.passed(leg, rule_id, reason)
     return None
+
+
+def running_rules(fold: Fold, own: Collection[str], worths: Collection[str]) -> list[str]:
+    """The rules of the leg's version, and before them those of running groups of such worths that it does not know any more."""
+    versions = fold.tariff.versions
+    older = {
+        group.rule_id: None
+        for group in fold.state.groups
+        if group.rule_id not in own and versions[group.version_id].joins[group.rule_id].rule.worth in worths
+    }
+    return [*older, *own]
 
 
 def begin_group(fold: Fold, join: Join, leg: Leg, worth: int | None) -> None:
@@ -80,20 +92,6 @@ def failing(fold: Fold, join: Join, earlier: Leg, leg: Leg, anchor: Leg, first: 
         return "span_minutes"
     reasons = [_link_failing(fold, link, earlier, leg, anchor) for link in join.links]
     return None if None in reasons else reasons[0]
-
-
-def began(leg: Leg) -> int:
-    """The instant of a leg's first tap."""
-    at = leg.entry_at if leg.entry_at is not None else leg.exit_at
-    assert at is not None
-    return at
-
-
-def ended(leg: Leg) -> int:
-    """The instant of a leg's last tap."""
-    at = leg.exit_at if leg.exit_at is not None else leg.entry_at
-    assert at is not None
-    return at
 
 
 def _may_be_first(link: Link, leg: Leg) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fare_engine.facts import Tap
 from fare_engine.money import percent_of, rate_of, rounded_to
 from fare_engine.pricing import as_one, groups, joins, periods, products, rewards
-from fare_engine.pricing.lines import Leg, LegStatus
+from fare_engine.pricing.lines import Leg, LegStatus, ended
 from fare_engine.service_day import DAY_MS
 from fare_engine.tariff.compile import CompiledVersion, LegPrice, NoPrice, ReadyDiscount, Terms
 
@@ -58,17 +58,18 @@ def settle(fold: Fold, leg: Leg, price: LegPrice | NoPrice, terms: Terms) -> Non
     """The leg's price is known: list fare, surcharges, product, legs priced as one, discounts, transfers, rewards, limits."""
     state = fold.state
     complete = leg.status == "complete"
+    joins_in = complete or (terms.tap_rule.missing_joins and leg.status == "missing_exit")
     if isinstance(price, NoPrice):
-        _leave_unknown(fold, leg, terms, price, joins=complete)
+        _leave_unknown(fold, leg, terms, price, joins_in=joins_in)
         return
     begun = len(fold.lines)
     leg.net, leg.base, leg.leg_group_id = price.amount, price.base, price.leg_group_id
     payer = products.find(fold, leg) if state.lots and leg.net else None
     adjusted: list[as_one.Adjustment] = []
-    if (terms.as_one or state.groups) and leg.net and payer is None:
-        priced = _as_one(fold, leg, terms, complete=complete)
+    if (terms.as_one or state.groups) and leg.net and payer is None and joins_in:
+        priced = groups.lacking(fold, leg, terms) or as_one.adjust(fold, leg, terms)
         if isinstance(priced, NoPrice):
-            _leave_unknown(fold, leg, terms, priced, joins=complete)
+            _leave_unknown(fold, leg, terms, priced, joins_in=joins_in)
             return
         adjusted = priced
     fold.add_line(leg, "list_fare", price.rule_id, price.amount)
@@ -78,7 +79,6 @@ def settle(fold: Fold, leg: Leg, price: LegPrice | NoPrice, terms: Terms) -> Non
         _add_surcharges(fold, leg, terms)
     for change in adjusted:
         fold.add_line(leg, "transfer", change.join.rule.rule_id, change.amount, change.join.rule.bearer, change.version_id)
-    joins_in = complete or (terms.tap_rule.missing_joins and leg.status == "missing_exit")
     takes_part = joins_in and price.amount > 0 and leg.net >= 0
     if payer is not None:
         products.pay(fold, leg, payer)
@@ -102,21 +102,11 @@ def settle(fold: Fold, leg: Leg, price: LegPrice | NoPrice, terms: Terms) -> Non
     if state.lots:
         products.use_credit(fold, leg, begun)
     if state.groups:
-        joins.forget_groups(fold, joins.ended(leg))
+        joins.forget_groups(fold, ended(leg))
     state.last_leg_id = leg.leg_id
 
 
-def _as_one(fold: Fold, leg: Leg, terms: Terms, *, complete: bool) -> list[as_one.Adjustment] | NoPrice:
-    """Bring the leg's net to what it pays as a part of legs priced as one, and say why; NoPrice where that cannot be told."""
-    lacking = groups.lacking(fold, leg, terms) if complete else None
-    if lacking is not None:
-        return lacking
-    if complete or (terms.tap_rule.missing_joins and leg.status == "missing_exit"):
-        return as_one.adjust(fold, leg, terms)
-    return []
-
-
-def _leave_unknown(fold: Fold, leg: Leg, terms: Terms, price: NoPrice, *, joins: bool) -> None:
+def _leave_unknown(fold: Fold, leg: Leg, terms: Terms, price: NoPrice, *, joins_in: bool) -> None:
     """No rule gives a price, or a fact is missing: the leg waits for whoever mends the tariff. It is not zero."""
     leg.status = "unknown"
     leg.net = 0
@@ -124,7 +114,7 @@ def _leave_unknown(fold: Fold, leg: Leg, terms: Terms, price: NoPrice, *, joins:
         leg.reason = f"missing fact: {price.missing}"
     else:
         leg.reason = f"no rule of {leg.version_id} gives a fare on {leg.network_id} from {leg.from_stop_id} to {leg.to_stop_id}"
-    if joins and (terms.as_one or terms.transfers):
+    if joins_in and (terms.as_one or terms.transfers):
         as_one.follow_unpriced(fold, leg, terms)
     fold.state.last_leg_id = leg.leg_id
 
@@ -319,7 +309,7 @@ def _discount(fold: Fold, leg: Leg, discount: ReadyDiscount, amount: int) -> int
     rule = discount.rule
     if not amount:
         return 0
-    if (not discount.by_day_only or fold.trace is not None) and not fold.holds(leg, discount.ready, rule.rule_id):
+    if (not discount.ready.by_day_only or fold.trace is not None) and not fold.holds(leg, discount.ready, rule.rule_id):
         return 0
     if rule.quota_per_day and fold.state.counters.get((rule.rule_id, leg.service_day), 0) >= rule.quota_per_day:
         fold.passed(leg, rule.rule_id, "quota_per_day")

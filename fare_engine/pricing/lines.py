@@ -96,6 +96,20 @@ class Leg(msgspec.Struct, gc=False):
     """Rule id → the period it was counted in, of rules whose periods begin with a leg."""
 
 
+def began(leg: Leg) -> int:
+    """The instant of a leg's first tap."""
+    at = leg.entry_at if leg.entry_at is not None else leg.exit_at
+    assert at is not None
+    return at
+
+
+def ended(leg: Leg) -> int:
+    """The instant of a leg's last tap."""
+    at = leg.exit_at if leg.exit_at is not None else leg.entry_at
+    assert at is not None
+    return at
+
+
 class Sale(msgspec.Struct, frozen=True, gc=False):
     """A pass or book that was bought."""
 

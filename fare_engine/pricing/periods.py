@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fare_engine.pricing.lines import Leg
+from fare_engine.pricing.lines import Leg, began
 from fare_engine.pricing.state import State
 from fare_engine.service_day import DAY_MS, MINUTE_MS, monday_of, month_of
 from fare_engine.tariff.compile import NoPrice, ReadyBest, ReadyCap, Terms
@@ -100,8 +100,7 @@ def add_to_counter(state: State, rule_id: str, period: int, change: int, kept: i
 
 def _window_of(rule: Cap | BestOf | Reward, leg: Leg, begun: int | None) -> int:
     assert isinstance(rule, Cap | BestOf)
-    at = leg.entry_at if leg.entry_at is not None else leg.exit_at
-    assert at is not None
+    at = began(leg)
     if begun is None:
         return at
     waited, longest = abs(at - begun), rule.window_minutes * MINUTE_MS

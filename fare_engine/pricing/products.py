@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fare_engine.facts import Purchase, Tap
 from fare_engine.money import whole_parts
-from fare_engine.pricing.lines import Leg, Line, LineKind, Sale
+from fare_engine.pricing.lines import Leg, Line, LineKind, Sale, began
 from fare_engine.pricing.state import NEVER, Lot
 from fare_engine.service_day import DAY_MS, MINUTE_MS, day_starts_at, monday_of, month_of, to_date, to_day
 from fare_engine.tariff.compile import CompiledVersion, NoPrice
@@ -90,9 +90,7 @@ def pay(fold: Fold, leg: Leg, payer: tuple[Lot, int]) -> None:
         funded = _part(product.price, product.trips, lot.used)
         lot.used += 1
     elif lot.first_day is None:
-        began = leg.entry_at if leg.entry_at is not None else leg.exit_at
-        assert began is not None
-        _begin_pass(fold, lot, leg.service_day, began)
+        _begin_pass(fold, lot, leg.service_day, began(leg))
         fold.state.reckon_next_due()
     bearer, rule = f"product:{product.product_id}", f"product/{product.product_id}"
     off = leg.net - left
@@ -148,8 +146,7 @@ def product_of(fold: Fold, lot: Lot) -> Product:
 def _in_hand(product: Product, lot: Lot, leg: Leg) -> bool:
     """Whether a lot is valid on the leg's day or at its first tap, and has a coupon for its list fare."""
     if lot.until is not None:
-        began = leg.entry_at if leg.entry_at is not None else leg.exit_at
-        return began is not None and began <= lot.until
+        return began(leg) <= lot.until
     if lot.first_day is not None and lot.last_day is not None and not lot.first_day <= leg.service_day <= lot.last_day:
         return False
     if product.kind == "book":

@@ -18,6 +18,7 @@ from fare_engine.tariff.checks import check
 from fare_engine.tariff.conditions import FOREVER, Places, Ready, Ride, areas_of, names_route, places, ready, static_failing
 from fare_engine.tariff.files import load
 from fare_engine.tariff.model import (
+    AFTER_DISCOUNTS,
     AS_ONE,
     BestOf,
     Candidate,
@@ -46,8 +47,6 @@ class ReadyDiscount(msgspec.Struct, frozen=True):
 
     rule: Discount
     ready: Ready
-    by_day_only: bool
-    """Nothing but the day decides."""
     percent: int | None
 
 
@@ -89,12 +88,6 @@ class Join(msgspec.Struct, frozen=True):
     """How long after an earlier leg another may still begin, at most."""
     transfer: FareTransferRule | None = None
     """The row of `fare_transfer_rules.txt` that it stands for."""
-
-    def fits_rider(self, media: str, category: str) -> bool:
-        """Whether the rule is for a medium and a rider category."""
-        rule = self.rule
-        named = not rule.media or media in rule.media or media.split(":")[0] in rule.media
-        return named and (not rule.rider_categories or category in rule.rider_categories) and media not in rule.except_media
 
 
 class ReadyCap(msgspec.Struct, frozen=True):
@@ -222,10 +215,6 @@ class CompiledVersion:
             self._terms[key] = self._find_terms(*key)
         return self._terms[key]
 
-    def holds(self, conditions: Ready, ride: Ride) -> bool:
-        """Whether a leg meets the conditions that depend on it."""
-        return conditions.always or conditions.failing(ride, self.network, self.prices.groups) is None
-
     def covers(self, row: Conditions, conditions: Ready, ride: Ride, *, whole: bool = True) -> bool:
         """Whether a candidate is for a leg; with `whole` false also where the leg leaves its areas."""
         if ride.network_id is None or static_failing(row, ride.network_id, ride.route_id, ride.media, ride.rider_category):
@@ -278,7 +267,7 @@ class CompiledVersion:
             surcharges=tuple(ReadySurcharge(row, ready(row, self.network)) for row in file.surcharges if for_leg(row)),
             as_one=tuple(join for join in joins if join.rule.worth in AS_ONE),
             discounts=tuple(_discount(row, self.network) for row in file.discounts if for_leg(row)),
-            transfers=tuple(join for join in joins if join.rule.worth in ("dearest", "percents")),
+            transfers=tuple(join for join in joins if join.rule.worth in AFTER_DISCOUNTS),
             pairs=pairs,
             most_pairs=max((join.rule.max_transfers for join in pairs), default=0),
             longest_pair_ms=max((join.longest_ms for join in pairs), default=0),
@@ -457,8 +446,7 @@ def _discount(row: Discount, network: Network) -> ReadyDiscount:
     plain = (
         row.kind == "percent" and row.value == int(row.value) and (row.rounding, row.round_to, row.round) == ("half_up", 1, "off")
     )
-    conditions = ready(row, network)
-    return ReadyDiscount(row, conditions, conditions.by_day_only, int(row.value) if plain else None)
+    return ReadyDiscount(row, ready(row, network), int(row.value) if plain else None)
 
 
 def _join(row: JoiningRule, network: Network) -> Join:

@@ -214,6 +214,8 @@ class LinkFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 Worth: TypeAlias = Literal["pair", "dearest", "percents", "position", "through", "distance", "longest_pair", "zones", "base_once"]
 AS_ONE: frozenset[str] = frozenset(("position", "through", "distance", "longest_pair", "zones", "base_once"))
 """Kinds of worth that act on list fares, before discounts: legs priced as one."""
+AFTER_DISCOUNTS: frozenset[str] = frozenset(("dearest", "percents"))
+"""Kinds of worth of groups that act on what legs cost after discounts."""
 
 
 class JoiningRule(Conditions, frozen=True, kw_only=True):

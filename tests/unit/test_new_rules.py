@@ -494,3 +494,15 @@ def test_which_legs_a_pass_covers_goes_by_its_sale_or_by_the_leg_s_version(tmp_p
 
     tariff = little_tariff(tmp_path, product("bus"), files=version("then", product("bus", "boat"), valid_from=NEXT_DAY))
     assert costs(priced(tariff, "07:00 buy P\n08:00 board 10\n2026-03-04 08:00 board F"))[-1] == f"complete {fare}"
+
+
+def test_a_ride_that_turns_out_to_have_no_price_follows_others_and_never_itself(tmp_path: Path) -> None:
+    window = {"window_minutes": 60, "window_from": "entry", "max_transfers": 9}
+    rules = [
+        row("joining_rules", rule_id="first", worth="position", transfer_amounts=(1000,), networks=("bus",), **window),
+        row("joining_rules", rule_id="then", worth="distance", networks=("bus",), **window),
+    ]
+    found = priced(little_tariff(tmp_path, *rules), "08:00 board 10\n08:10 board 11\n08:20 board 10")
+    assert costs(found) == ["complete 5000", "unknown ?", "unknown ?"]
+    assert all(leg_id != earlier for leg_id, leg in found.legs.items() for _, earlier in leg.follows)
+    assert all(len({leg.leg_id for leg in group.legs}) == len(group.legs) for group in found.state.groups)
