@@ -22,6 +22,7 @@ from fare_engine.pricing.lines import Leg, Line, line_id
 from fare_engine.pricing.state import State
 from fare_engine.service_day import monday_of, month_of, to_date
 from fare_engine.tariff.compile import PERIODS, CompiledTariff, CompiledVersion, ReadyBest, ReadyCap, Terms
+from fare_engine.tariff.conditions import Ready
 from fare_engine.tariff.model import AS_ONE, BestOf, Cap, Rebate, Tariff
 from fare_engine.tariff.prices import NoPrice
 from tests.tariff_strategies import DAY, EVERYTHING, HOUR, World, worlds
@@ -201,6 +202,10 @@ def _as_settled(leg: Leg) -> Leg:
     return msgspec.structs.replace(leg, to_stop_id=None, exit_at=None, exit_given=None) if leg.status == "late_exit" else leg
 
 
+def _holds(version: CompiledVersion, conditions: Ready, leg: Leg) -> bool:
+    return conditions.always or conditions.failing(leg, version.network, version.prices.groups) is None
+
+
 def _counted(terms: Terms, leg: Leg) -> bool:
     return leg.status == "complete" or terms.tap_rule.missing_counts_toward_caps
 
@@ -244,7 +249,7 @@ def check_caps(world: World, wait: int) -> None:
         assert terms is not None
         for number, limit in enumerate(terms.limits):
             rule = limit.rule
-            if not isinstance(rule, Cap) or len(said[rule.rule_id]) > 1 or not version.holds(limit.ready, _as_settled(leg)):
+            if not isinstance(rule, Cap) or len(said[rule.rule_id]) > 1 or not _holds(version, limit.ready, _as_settled(leg)):
                 continue
             if rule.counts == "fare" and not _counted(terms, leg):
                 continue
@@ -292,7 +297,7 @@ def check_rebates(world: World) -> None:
             version = tariff.versions[leg.version_id]
             terms = _terms(version, leg)
             found = next((rebate for rebate in terms.rebates if rebate.rule == row), None) if terms else None
-            if found is None or terms is None or not version.holds(found.ready, leg):
+            if found is None or terms is None or not _holds(version, found.ready, leg):
                 continue
             period = monday_of(leg.service_day) if row.period == "week" else month_of(leg.service_day)
             spent[period] += _cost(lines[leg.leg_id], [limit for limit in terms.limits if _acts_on(limit, "fare")], "fare")
@@ -368,7 +373,7 @@ def check_windows(world: World, wait: int) -> None:
             return sum(line.amount for line in found if line.kind in (*BEFORE_LIMITS, "cap") and line.rule_id not in outside)
 
         best = next((limit for limit in terms.limits if isinstance(limit, ReadyBest)), None)
-        if best is None or not _counted(terms, leg) or not version.holds(best.ready, _as_settled(leg)):
+        if best is None or not _counted(terms, leg) or not _holds(version, best.ready, _as_settled(leg)):
             assert cost(lines[leg.leg_id]) == cost(without[leg.leg_id])
             continue
         period = _period(best.rule, leg)
