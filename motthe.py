@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from typing import Annotated
+import threading
+from typing import Annotated, Any
 
 import typer
 import uvicorn
 from fastapi import APIRouter, FastAPI
 from fastapi.staticfiles import StaticFiles
+from sqlalchemy.exc import SQLAlchemyError
 
 from clearing import commands as clearing_commands
 from clearing import pages as clearing_pages
+from clearing import tap_commands
 from fare_engine import commands as fare_commands
+from fare_engine import device_commands, traveller_commands
 from fare_engine.errors import InputError, MottheError
-from fare_engine.pages import live, rider
+from fare_engine.jobs import run_turn
+from fare_engine.pages import live, qr, rider
 from fare_engine.pages.base import STATIC
-from fare_engine.service.app import create_app, open_service, system_clock
+from fare_engine.service import devices
+from fare_engine.service.app import WORKER_SECONDS, create_app, open_service, system_clock
 from fare_engine.settings import Settings
 from simulators import demo as demo_commands
-from simulators import load_city
+from simulators import faults as fault_commands
 from simulators.control import VirtualClock, control_key, control_routes, end_with_parent
 from validators import commands as terminal_commands
 
+SERVED, WORKS = "MOTTHE_SERVED", "MOTTHE_WORKS"
+"""Where `motthe serve --workers` leaves its settings for the processes that it starts."""
+GRACE_S = 20
+"""How long a service that is told to end finishes what it has begun."""
 KEPT_OPEN_S = 120
 """How long a silent terminal keeps its connection: longer than it takes the next rider to come."""
 
@@ -35,25 +47,56 @@ def serve(
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
     data: fare_commands.Store = None,
     adopt: Annotated[list[str] | None, typer.Option(help="A proposed tariff version to treat as in force.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="How many processes serve; more than one wants PostgreSQL.")] = 1,
+    jobs: Annotated[bool, typer.Option(help="Do the jobs, too; --no-jobs leaves them to `motthe worker`.")] = True,
     demo: Annotated[bool, typer.Option(hidden=True, help="With the simulation's clock and buttons.")] = False,
 ) -> None:
     """Serve taps and pages."""
     settings = fare_commands.stored_settings(data)
     if adopt:
         settings = settings.model_copy(update={"adopt": tuple(adopt)})
-    uvicorn.run(
-        web_application(settings, demo=demo),
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        timeout_keep_alive=KEPT_OPEN_S,
-    )
+    options: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "log_level": "warning",
+        "access_log": False,
+        "timeout_keep_alive": KEPT_OPEN_S,
+        "timeout_graceful_shutdown": GRACE_S,
+    }
+    if workers == 1:
+        uvicorn.run(web_application(settings, demo=demo, works=jobs), **options)
+        return
+    os.environ[SERVED] = settings.model_dump_json()
+    os.environ[WORKS] = str(int(jobs))
+    uvicorn.run("motthe:served_application", factory=True, workers=workers, **options)
 
 
-def web_application(settings: Settings, *, demo: bool) -> FastAPI:
+def served_application() -> FastAPI:
+    """The web application of one of several processes, as `motthe serve` was told."""
+    return web_application(Settings.model_validate_json(os.environ[SERVED]), demo=False, works=os.environ[WORKS] == "1")
+
+
+@app.command()
+def worker(data: fare_commands.Store = None) -> None:
+    """Do the jobs of a service that runs in other processes, until this one is told to end."""
+    service = open_service(fare_commands.stored_settings(data))
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    while not ended.is_set():
+        try:
+            done = run_turn(service.database, service.application, service.clock())
+        except SQLAlchemyError as error:
+            typer.echo(f"the turn failed and is tried again: {error}", err=True)
+            done = 0
+        if not done:
+            ended.wait(WORKER_SECONDS)
+    service.database.dispose()
+
+
+def web_application(settings: Settings, *, demo: bool, works: bool = True) -> FastAPI:
     """The service with every package's pages; the demo's clock and buttons only where asked for."""
-    routers: tuple[APIRouter, ...] = (live.router, rider.router, clearing_pages.router)
+    routers: tuple[APIRouter, ...] = (live.router, rider.router, qr.router, devices.router, clearing_pages.router)
     if demo:
         end_with_parent()
         clock = VirtualClock(system_clock())
@@ -61,6 +104,7 @@ def web_application(settings: Settings, *, demo: bool) -> FastAPI:
         routers = (*routers, control_routes(clock, control_key(settings.data)))
     else:
         service = open_service(settings)
+    service.works = works
     application = create_app(service, routers)
     application.state.live = live.LiveFigures(service)
     service.receipt.listener = application.state.live.listen
@@ -68,11 +112,19 @@ def web_application(settings: Settings, *, demo: bool) -> FastAPI:
     return application
 
 
-for part in (fare_commands.app, clearing_commands.app, terminal_commands.app, demo_commands.app):
+for part in (
+    fare_commands.app,
+    traveller_commands.app,
+    clearing_commands.app,
+    tap_commands.app,
+    device_commands.app,
+    terminal_commands.app,
+    demo_commands.app,
+):
     app.registered_commands += part.registered_commands
     app.registered_groups += part.registered_groups
 
-app.add_typer(load_city.app, name="simulate")
+app.add_typer(fault_commands.app, name="simulate")
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from clearing.auditor import (
 from clearing.store import BookedLeg
 from fare_engine import answers
 from fare_engine.booking import Entitlement
-from fare_engine.facts import Purchase
+from fare_engine.facts import Completion, Purchase
 from fare_engine.store import receipts, registry, travellers
 from fare_engine.store.receipts import StoredBatch
 from fare_engine.tap_format import Decision, Outcome, TapEvent, TapFormatError, TapKind, reopen_message
@@ -62,11 +62,18 @@ def audit_store(
     """Price every recorded fact from scratch and compare with the books. Nothing is written."""
     recorded, taps = _recorded_taps(connection, tariff, server_key)
     categories: dict[str, list[Entitlement]] = {}
+    corrections = registry.all_corrections(connection)
     for traveller in travellers.all_travellers(connection):
-        categories[traveller.traveller_id] = traveller.record.entitlements
+        name = traveller.traveller_id
+        categories[name] = traveller.record.entitlements
+        recorded[name] = [_corrected(fact, corrections) for fact in recorded[name]]
         for fact in traveller.record.facts:
             if isinstance(fact, Purchase):
-                recorded[traveller.traveller_id].append(_purchase(fact))
+                recorded[name].append(_purchase(fact))
+        completions = [fact for fact in traveller.record.facts if isinstance(fact, Completion)]
+        recorded[name] += _exits(recorded[name], completions)
+        if not recorded[name]:
+            del recorded[name]
     booked = store.booked_legs(connection)
     audit_tariff = AuditTariff.load(folder, adopt)
     differences: list[Difference] = []
@@ -83,6 +90,52 @@ def audit_store(
     for traveller_id, own in booked.items():
         differences += _unaudited(traveller_id, own)
     return AuditReport(taps, len(recorded), legs, charged, tuple(differences))
+
+
+def _corrected(fact: RecordedFact, corrections: list[registry.Correction]) -> RecordedFact:
+    """A tap at the time at which it happened, by the last correction of its device's clock that names its time."""
+    if not isinstance(fact, RecordedTap):
+        return fact
+    mine = [c for c in corrections if c.device_id == fact.device_id and c.begins <= fact.at_ms and fact.at_ms < c.ends]
+    return replace(fact, at_ms=fact.at_ms + mine[-1].shift_ms) if mine else fact
+
+
+def _exits(recorded: list[RecordedFact], completions: list[Completion]) -> list[RecordedTap]:
+    """The exits that are taken to have happened: of an entry after which the same token was not tapped at an exit within a
+    day. A rider's claim counts before the next tap, and that before habit."""
+    cancelled = {fact.tap_id for fact in recorded if isinstance(fact, RecordedCancellation)}
+    taps = [fact for fact in recorded if isinstance(fact, RecordedTap) and fact.fact_id not in cancelled]
+    found = []
+    for leg_id in {completion.leg_id for completion in completions}:
+        told = [completion for completion in completions if completion.leg_id == leg_id]
+        best = max(told, key=lambda one: ({"claim": 2, "next_tap": 1, "habit": 0}[one.source], one.recorded_at, one.fact_id))
+        entry = next((tap for tap in taps if tap.fact_id == leg_id and tap.action == "entry"), None)
+        if entry is None:
+            continue
+        later = [tap for tap in taps if tap.token_id == entry.token_id and tap.action != "board" and _place(tap) > _place(entry)]
+        after = min(later, key=_place, default=None)
+        if after is not None and after.action == "exit" and after.at_ms - entry.at_ms <= 86_400_000:
+            continue
+        at = best.at if after is None else min(best.at, after.at_ms - 1)
+        found.append(
+            replace(
+                entry,
+                fact_id=best.fact_id,
+                at_ms=max(at, entry.at_ms + 1),
+                device_id=best.device_id,
+                epoch=best.epoch,
+                sequence=best.sequence,
+                action="exit",
+                stop_id=best.stop_id,
+                operator_id=None,
+                persons=1,
+            )
+        )
+    return found
+
+
+def _place(tap: RecordedTap) -> tuple[int, str, str, int]:
+    return (tap.at_ms, tap.device_id, tap.epoch, tap.sequence)
 
 
 def _compare(traveller_id: str, leg: AuditedLeg, booked: BookedLeg | None) -> Iterator[Difference]:
@@ -107,7 +160,7 @@ def _recorded_taps(
     """Each traveller's taps that act, from the stored messages, and how many taps there are in all."""
     devices = {device.device_id: device.operator_id for device in registry.list_devices(connection)}
     vehicles = registry.list_vehicles(connection)
-    owners = {token.token_id: token.traveller_id for token in travellers.all_tokens(connection)}
+    tokens = {token.token_id: token for token in travellers.all_tokens(connection)}
     recorded: dict[str, list[RecordedFact]] = defaultdict(list)
     owner_of_tap: dict[str, str] = {}
     refused: dict[str, RecordedTap] = {}
@@ -123,11 +176,11 @@ def _recorded_taps(
         elif event.kind in ACTIONS and event.token is not None:
             token_id = stored_token(server_key, event.token)
             tap = _tap(event, token_id, _operator(event, devices, vehicles), tariff)
-            owner_of_tap[tap.fact_id] = owners[token_id]
-            if decided.decision == "refused":
+            owner_of_tap[tap.fact_id] = owner = tokens[token_id].traveller_at(tap.at_ms)
+            if decided.decision == "refused" or event.decision is Decision.REFUSED_ALONE:
                 refused[tap.fact_id] = tap
             else:
-                recorded[owners[token_id]].append(tap)
+                recorded[owner].append(tap)
     for event in outcomes:
         _add_outcome(event, recorded, owner_of_tap, refused)
     return recorded, count

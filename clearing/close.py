@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
-from clearing import netting, pools, statements, store
+from clearing import netting, pools, seals, statements, store
 from clearing.agreements import Agreements
 from clearing.pools import PoolState
 from clearing.store import PoolRow
 from fare_engine import ledger
-from fare_engine.errors import BooksError, CloseError
+from fare_engine.errors import BooksError, CloseError, MottheError
 from fare_engine.store import books
 from fare_engine.store.database import Database
+from fare_engine.store.verify import Finding
 from fare_engine.tariff.compile import CapScope
 
 LEGS = "legs"
@@ -51,7 +53,9 @@ class Computed(msgspec.Struct):
     pools: dict[str, PoolState]
     entries: books.Booking
     documents: dict[str, bytes]
-    seal: str
+    seal: str = ""
+    """The root over the date's rows, in hexadecimal."""
+    tree_size: int = 0
 
 
 PoolShares = dict[tuple[str, str], list[pools.Shares]]
@@ -66,7 +70,7 @@ def close_through(
     database: Database, agreements: Agreements, caps: CapScopes, date: str, frozen_at: Callable[[str], int]
 ) -> list[Closed]:
     """Close `date` and every open date before it. `frozen_at` gives the instant that a date's end is, for the record."""
-    with database.write() as connection:
+    with database.write(alone=True) as connection:
         if not store.is_closed(connection, date):
             for open_date in store.open_dates(connection, date):
                 store.freeze(connection, open_date, frozen_at(open_date))
@@ -89,7 +93,7 @@ def _publish(database: Database, agreements: Agreements, caps: CapScopes, date: 
             store.save_pool(connection, date, pool, state)
         store.add_settlements(connection, date, [(s.pool, s.agreement_id, s.party, s.amount) for s in computed.settlements])
         computed.entries.write(connection)
-        store.set_head(connection, date, computed.seal)
+        store.set_head(connection, date, computed.seal, computed.tree_size)
         for name, content in computed.documents.items():
             store.publish(connection, date, name, content, statements.digest(content))
     return Closed(date, computed.documents, newly=True)
@@ -97,15 +101,21 @@ def _publish(database: Database, agreements: Agreements, caps: CapScopes, date: 
 
 def _compute(connection: Connection, agreements: Agreements, caps: CapScopes, date: str) -> Computed:
     """Everything that the close of a frozen date publishes; nothing is written. BooksError if the proof does not hold."""
-    before = store.date_before(connection, date)
     rows = store.pool_rows(connection, date)
+    found = _shared(connection, rows, agreements, caps, date)
+    found.seal, found.tree_size = seals.seal(connection, date, found.entries)
+    found.documents = _documents(connection, rows, found, agreements, date)
+    return found
+
+
+def _shared(connection: Connection, rows: Iterable[PoolRow], agreements: Agreements, caps: CapScopes, date: str) -> Computed:
+    """Who gets what of a frozen date's money."""
+    before = store.date_before(connection, date)
     changes = _leg_shares(rows, agreements)
     _add_cap_shares(changes, connection, agreements, caps, date, before)
     _add_product_shares(changes, connection, agreements, date, before)
-    found = Computed([], {}, books.Booking(None), {}, "")
+    found = Computed([], {}, books.Booking(None), {})
     _settle(connection, changes, date, found)
-    found.seal = _seal(connection, date, found.entries)
-    found.documents = _documents(connection, rows, found, agreements, date)
     return found
 
 
@@ -214,6 +224,7 @@ def _documents(
         "debits": debits + moved,
         "credits": credits + moved,
         "seal": found.seal,
+        "tree_size": found.tree_size,
     }
     _prove(connection, proof, found.entries, date)
     documents = _operator_documents(connection, rows, found.settlements, agreements, date, collected)
@@ -247,30 +258,38 @@ def _operator_documents(
     }
 
 
-def _seal(connection: Connection, date: str, entries: books.Booking) -> str:
-    """A hash over the date's lines and postings and then its settlements, so that any change of any row is found."""
-    total = hashlib.sha256()
-    for row in store.hashed_rows(connection, date):
-        total.update(hashlib.sha256(row).digest())
-    for posting in sorted(entries.postings, key=lambda posting: (str(posting["transaction_id"]), int(str(posting["number"])))):
-        total.update(hashlib.sha256(msgspec.msgpack.encode(tuple(posting.values()))).digest())
-    return total.hexdigest()
-
-
 def verify(connection: Connection) -> list[str]:
     """What of the published dates was changed afterwards: each date whose rows no longer give its seal, each document whose
     hash or chain is broken. Empty: nothing."""
-    found = [
-        f"{date}: its lines or postings are not those that were sealed"
-        for date, seal in sorted(store.seals(connection).items())
-        if _seal(connection, date, books.Booking(None)) != seal
-    ]
-    before: dict[str, str] = {}
-    for date, name, content, sha256, previous in store.all_statements(connection):
-        if statements.digest(content) != sha256 or previous != before.get(name):
-            found.append(f"{date}: {name} is not the document that was published")
-        before[name] = sha256
+    return [f"{found.key}: {found.what}" for found in seals.check(connection)]
+
+
+def check_shares(connection: Connection, agreements: Agreements, caps: CapScopes) -> list[Finding]:
+    """What of the published dates' settlements and pools is not what their lines and agreements give. Empty: nothing."""
+    found: list[Finding] = []
+    for sealed in store.list_seals(connection):
+        date = sealed.accounting_date
+        try:
+            found += _check_date(connection, agreements, caps, date)
+        except (MottheError, SQLAlchemyError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+            found.append(Finding("pool_shares", date, f"cannot be computed again: {type(error).__name__}: {error}"))
     return found
+
+
+def _check_date(connection: Connection, agreements: Agreements, caps: CapScopes, date: str) -> Iterator[Finding]:
+    computed = _shared(connection, store.pool_rows(connection, date), agreements, caps, date)
+    wanted = {(s.pool, s.agreement_id, s.party, s.amount) for s in computed.settlements}
+    for pool, agreement, party, amount in sorted(wanted ^ set(store.list_settlements(connection, date))):
+        yield Finding("settlements", f"{date}/{pool}/{agreement}/{party}", f"{amount} is not what the date's lines give")
+    held = store.list_pools(connection, date)
+    for pool in sorted(held.keys() | computed.pools.keys()):
+        if held.get(pool, pools.EMPTY) != _as_kept(computed.pools.get(pool, pools.EMPTY)):
+            yield Finding("pool_shares", f"{date}/{pool}", "is not what the date's lines give")
+
+
+def _as_kept(state: PoolState) -> PoolState:
+    """A pool's state as it is read back: every party with both its numbers."""
+    return PoolState(dict(state.exact), {party: state.published.get(party, 0) for party in state.exact})
 
 
 def _prove(connection: Connection, proof: dict[str, object], entries: books.Booking, date: str) -> None:

@@ -3,7 +3,7 @@ adds its settlement transactions through `fare_engine.store.books`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -11,13 +11,16 @@ import msgspec
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Connection,
     LargeBinary,
     PrimaryKeyConstraint,
     Select,
     String,
     Table,
+    and_,
     case,
+    collate,
     func,
     literal_column,
     select,
@@ -25,7 +28,10 @@ from sqlalchemy import (
 
 from clearing.pools import PoolState
 from fare_engine.ledger import Code
-from fare_engine.store.schema import closes, devices, lines, metadata, postings, quarantine
+from fare_engine.row_hash import row_hash
+from fare_engine.store.hashes import HASHERS, batch_hash
+from fare_engine.store.receipts import opened_message
+from fare_engine.store.schema import batches, closes, devices, lines, metadata, postings, quarantine
 from fare_engine.tariff.compile import CapScope
 
 pool_shares = Table(  # what each party has had of a pool up to an accounting date: exact, and published
@@ -114,13 +120,17 @@ def date_before(connection: Connection, accounting_date: str) -> str | None:
 
 
 def freeze(connection: Connection, accounting_date: str, frozen_at: int) -> None:
-    """From now on no booking gets this date."""
-    connection.execute(closes.insert(), {"accounting_date": accounting_date, "frozen_at": frozen_at, "head": None})
+    """From now on no booking gets this date, and what was received so far is sealed with it or with a date before it. No
+    other writer is at work meanwhile, so no message with a lower number is still on its way."""
+    through = connection.execute(select(func.coalesce(func.max(batches.c.batch_id), 0))).scalar_one()
+    row = {"accounting_date": accounting_date, "frozen_at": frozen_at, "head": None, "batches_through": through}
+    connection.execute(closes.insert(), row)
 
 
-def set_head(connection: Connection, accounting_date: str, head: str) -> None:
-    """The hash that seals the date's lines and postings."""
-    connection.execute(closes.update().where(closes.c.accounting_date == accounting_date).values(head=head))
+def set_head(connection: Connection, accounting_date: str, head: str, tree_size: int) -> None:
+    """The root over the date's rows, and how many they are."""
+    this = closes.c.accounting_date == accounting_date
+    connection.execute(closes.update().where(this).values(head=head, tree_size=tree_size))
 
 
 def pool_rows(connection: Connection, accounting_date: str) -> list[PoolRow]:
@@ -269,10 +279,13 @@ def product_shares(connection: Connection, dates: list[str], through: str | None
 def load_pool(connection: Connection, pool: str, before: str) -> PoolState:
     """A pool's state at its latest closing before a date."""
     earlier = (pool_shares.c.pool == pool) & (pool_shares.c.accounting_date < before)
-    latest = select(func.max(pool_shares.c.accounting_date)).where(earlier).scalar_subquery()
-    rows = connection.execute(
-        select(pool_shares).where(pool_shares.c.pool == pool, pool_shares.c.accounting_date == latest)
-    ).all()
+    latest = connection.execute(select(func.max(pool_shares.c.accounting_date)).where(earlier)).scalar_one()
+    return _pool_on(connection, pool, latest)
+
+
+def _pool_on(connection: Connection, pool: str, accounting_date: str | None) -> PoolState:
+    this = (pool_shares.c.pool == pool) & (pool_shares.c.accounting_date == accounting_date)
+    rows = connection.execute(select(pool_shares).where(this)).all()
     exact = {row.party: Fraction(int(row.exact_numerator), int(row.exact_denominator)) for row in rows}
     return PoolState(exact, {row.party: row.published for row in rows})
 
@@ -300,6 +313,18 @@ def add_settlements(connection: Connection, accounting_date: str, rows: Iterable
     found = [{"accounting_date": accounting_date, **dict(zip(names, row, strict=True))} for row in rows]
     if found:
         connection.execute(settlements.insert(), found)
+
+
+def list_settlements(connection: Connection, accounting_date: str) -> list[tuple[str, str, str, int]]:
+    """(pool, agreement, party, amount) of a closing, sorted."""
+    rows = connection.execute(select(settlements).where(settlements.c.accounting_date == accounting_date))
+    return sorted((row.pool, row.agreement_id, row.party, row.amount) for row in rows)
+
+
+def list_pools(connection: Connection, accounting_date: str) -> dict[str, PoolState]:
+    """The state after a closing of each pool that moved in it; ValueError or ZeroDivisionError for one that is no number."""
+    names = select(pool_shares.c.pool).where(pool_shares.c.accounting_date == accounting_date).distinct()
+    return {row.pool: _pool_on(connection, row.pool, accounting_date) for row in connection.execute(names).all()}
 
 
 class BookedLeg(msgspec.Struct):
@@ -358,21 +383,103 @@ def totals(connection: Connection, accounting_date: str) -> tuple[int, int]:
     return found[0], found[1]
 
 
-def hashed_rows(connection: Connection, accounting_date: str) -> Iterable[bytes]:
-    """The date's lines, postings and last its settlements as bytes, each in the order of their ids, for the seal."""
+# ---- what a date's seal covers, each row as the hash of its content (clearing/seals.py)
+
+
+class SealedBatch(msgspec.Struct, frozen=True):
+    """A message under a date's seal: where it stands, and its row's hash."""
+
+    device_id: str
+    epoch: str
+    first_sequence: int
+    last_sequence: int
+    leaf: bytes
+
+
+def sealed_batches(connection: Connection, accounting_date: str) -> Iterator[SealedBatch]:
+    """The messages that were received between the freeze before and this one; AtRestError for one that does not open.
+
+    By device, epoch and sequence: the order of receipt is not the same on every run of one day, the messages are."""
+    through = select(closes.c.batches_through).where(closes.c.accounting_date == accounting_date).scalar_subquery()
+    before = select(func.coalesce(func.max(closes.c.batches_through), 0)).where(closes.c.accounting_date < accounting_date)
+    statement = (
+        select(batches)
+        .where(batches.c.batch_id > before.scalar_subquery(), batches.c.batch_id <= through)
+        .order_by(_bytewise(connection, batches.c.device_id), batches.c.epoch, batches.c.first_sequence)
+    )
+    with connection.execute(statement, execution_options=_STREAM) as rows:
+        for row in rows:
+            leaf = batch_hash(row._asdict(), opened_message(connection, row))
+            yield SealedBatch(row.device_id, row.epoch, row.first_sequence, row.last_sequence, leaf)
+
+
+def sealed_lines(connection: Connection, accounting_date: str) -> Iterator[bytes]:
+    """The date's lines, by transaction."""
+    return _leaves(connection, lines, lines.c.accounting_date == accounting_date, lines.c.transaction_id)
+
+
+def sealed_postings(connection: Connection, accounting_date: str, *, settled: bool) -> Iterator[bytes]:
+    """The date's postings, by transaction: those of the close itself (`settled`), or all others."""
+    code = Code.SETTLED.value
+    these = and_(postings.c.accounting_date == accounting_date, (postings.c.code == code) if settled else postings.c.code != code)
+    return _leaves(connection, postings, these, postings.c.transaction_id, postings.c.number)
+
+
+def sealed_quarantine(connection: Connection, accounting_date: str) -> Iterator[bytes]:
+    """What was set aside under the date, by device, epoch and sequence."""
+    order = (_bytewise(connection, quarantine.c.device_id), quarantine.c.epoch, quarantine.c.sequence)
+    return _leaves(connection, quarantine, quarantine.c.accounting_date == accounting_date, *order)
+
+
+def sealed_close(connection: Connection, accounting_date: str) -> bytes:
+    """The close itself: when it was, up to which message it goes, and the seal before it, which so is under this one too."""
+    row = connection.execute(select(closes).where(closes.c.accounting_date == accounting_date)).one()
+    earlier = closes.c.accounting_date < accounting_date
+    before = connection.execute(
+        select(closes.c.head).where(earlier).order_by(closes.c.accounting_date.desc()).limit(1)
+    ).scalar_one_or_none()
+    content = {
+        "accounting_date": row.accounting_date,
+        "frozen_at": row.frozen_at,
+        "batches_through": row.batches_through,
+        "head_before": before,
+    }
+    return row_hash("closes", content)
+
+
+_STREAM = {"yield_per": 5000}
+
+
+def _leaves(connection: Connection, table: Table, these: ColumnElement[bool], *order: ColumnElement[Any]) -> Iterator[bytes]:
+    """The hashes of some rows of a table, from what stands in their columns now."""
+    hasher = HASHERS[table.name]
+    statement = select(*(table.c[name] for name in hasher.columns)).where(these).order_by(*order)
+    with connection.execute(statement, execution_options=_STREAM) as rows:
+        for row in rows:
+            yield hasher.of(row._asdict())
+
+
+def _bytewise(connection: Connection, column: Column[Any]) -> ColumnElement[Any]:
+    """A text column in the order of its bytes, which is SQLite's own; PostgreSQL's depends on the country it was made in."""
+    return collate(column, "C") if connection.dialect.name == "postgresql" else column
+
+
+def rows_sealed_before(connection: Connection, accounting_date: str) -> Iterable[bytes]:
+    """What the seals of the first release were made of: the date's lines, postings and last its settlements as bytes."""
     settled = postings.c.code == Code.SETTLED.value
     in_order = (
-        _sealed(lines, accounting_date).order_by(lines.c.transaction_id),
-        _sealed(postings, accounting_date).order_by(settled, postings.c.transaction_id, postings.c.number),
+        _sealed_before(lines, accounting_date).order_by(lines.c.transaction_id),
+        _sealed_before(postings, accounting_date).order_by(settled, postings.c.transaction_id, postings.c.number),
     )
     for statement in in_order:
-        for row in connection.execution_options(yield_per=5000).execute(statement):
-            yield msgspec.msgpack.encode(tuple(row))
+        with connection.execute(statement, execution_options=_STREAM) as rows:
+            for row in rows:
+                yield msgspec.msgpack.encode(tuple(row))
 
 
-def _sealed(table: Table, accounting_date: str) -> Select[Any]:
-    """A date's rows without the number that the database gave them."""
-    columns = [column for column in table.c if column.name != "row_number"]
+def _sealed_before(table: Table, accounting_date: str) -> Select[Any]:
+    """A date's rows with the columns that the first release had, but the number that the database gave them."""
+    columns = [column for column in table.c if column.name not in ("row_number", "revision", "row_hash")]
     return select(*columns).where(table.c.accounting_date == accounting_date)
 
 
@@ -387,10 +494,33 @@ def repeated_transactions(connection: Connection, accounting_date: str) -> list[
     return sorted(row.transaction_id for row in connection.execute(twice))
 
 
-def seals(connection: Connection) -> dict[str, str]:
-    """The hash that sealed each published date."""
-    rows = connection.execute(select(closes.c.accounting_date, closes.c.head).where(closes.c.head.is_not(None)))
-    return {row.accounting_date: row.head for row in rows.all()}
+class Seal(msgspec.Struct, frozen=True):
+    """What seals a published date: the root over so many rows. `tree_size` None: a hash of the first release."""
+
+    accounting_date: str
+    head: str
+    tree_size: int | None
+
+
+def list_seals(connection: Connection) -> list[Seal]:
+    """The seals of the published dates, oldest first."""
+    columns = (closes.c.accounting_date, closes.c.head, closes.c.tree_size)
+    rows = connection.execute(select(*columns).where(closes.c.head.is_not(None)).order_by(closes.c.accounting_date))
+    return [Seal(*row) for row in rows.all()]
+
+
+def sealing_date(connection: Connection, device_id: str, epoch: str, sequence: int) -> str | None:
+    """The date under whose seal the message with a tap is; None where it is not held, or no date since then is closed."""
+    held = select(batches.c.batch_id).where(
+        batches.c.device_id == device_id,
+        batches.c.epoch == epoch,
+        batches.c.first_sequence <= sequence,
+        batches.c.last_sequence >= sequence,
+    )
+    found: str | None = connection.execute(
+        select(func.min(closes.c.accounting_date)).where(closes.c.batches_through >= held.scalar_subquery())
+    ).scalar_one()
+    return found
 
 
 def all_statements(connection: Connection) -> list[tuple[str, str, bytes, str, str | None]]:

@@ -37,7 +37,19 @@ class TapAnswer(msgspec.Struct, frozen=True, kw_only=True):
     lines: tuple[AnswerLine, ...] = ()
     caps: tuple[CapState, ...] = ()
     balance: int | None = None
+    """The stored value, or minus what a post-paid account owes."""
+    post_paid_total: int | None = None
+    """What a post-paid account owes."""
+    exit_fare: int | None = None
+    """While the ride is open: what it costs at most when the rider leaves, before caps; what was held is part of it."""
     provisional: bool = False
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """Taps that the server misses of an earlier epoch of the device: it sends them again if it still has them."""
+
+    epoch: str
+    first: int
 
 
 class BatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +60,10 @@ class BatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
     acknowledged_through: int
     server_time: int
     deny_list_version: int
+    rules_version: int = 0
+    """Serial of the newest rules for terminals; 0: there are none."""
+    wanted: tuple[Wanted, ...] = ()
+    """In the answer to the first message of an epoch, and to one without taps."""
     answers: tuple[TapAnswer, ...]
 
 

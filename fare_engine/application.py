@@ -1,52 +1,58 @@
 """Application: what received taps do to travellers, lines, books and balances, and what is answered.
 
 Idempotent by tap id: a fact that a record holds already changes nothing. A traveller is always refolded from the state
-before the open window, so it does not matter whether a tap comes in order or late. What goes wrong in one traveller's fold
-stays there: his facts are kept, he is marked dirty, his answer is provisional, and a later try prices him."""
+before the open window, so it does not matter whether a tap comes in order or late (`refold`). Whether a tap can be used is
+asked of the tap alone (`verdicts`)."""
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
+import msgspec
 from sqlalchemy import Connection
 
-from fare_engine import booking
+from fare_engine import facts
 from fare_engine.answers import AnswerLine, CapState, TapAnswer
 from fare_engine.booking import Record
-from fare_engine.facts import Cancellation, Fact, Purchase, Tap, TapAction
+from fare_engine.certificates import DeviceLimits
+from fare_engine.errors import NotFoundError
+from fare_engine.facts import Cancellation, Completion, Fact, Purchase, Tap, TapAction
 from fare_engine.ids import FactId, tap_id
+from fare_engine.mending import likely_exit
 from fare_engine.pricing.fold import Folded
+from fare_engine.pricing.legs import dearest_exit
 from fare_engine.pricing.lines import Leg
 from fare_engine.pricing.periods import spent
 from fare_engine.pricing.state import NEVER
-from fare_engine.service_day import DAY_MS, MINUTE_MS, to_date
+from fare_engine.refold import DRIFT, Change, Refolded, Refolder
+from fare_engine.service_day import DAY_MS, to_date
 from fare_engine.store import books, receipts, registry, travellers
 from fare_engine.store.receipts import QuarantinedTap
-from fare_engine.store.travellers import CASH, Account, Token, Traveller
+from fare_engine.store.travellers import CASH, Account, Link, NewToken, Token, Traveller
 from fare_engine.tap_format import Decision, Outcome, TapEvent, TapKind, TapPlace
 from fare_engine.tariff.compile import CompiledTariff
 from fare_engine.tokens import stored_token
+from fare_engine.verdicts import Rejected, blocked, check_content, check_limits, check_token, is_blocked
 
-logger = logging.getLogger(__name__)
-
-AHEAD_MS = 10 * MINUTE_MS
-"""A tap this far in the future is impossible."""
-BEHIND_MS = 45 * DAY_MS
-"""A tap older than this is impossible: terminals keep theirs for 30 days after the acknowledgement."""
 GROUP = 500
+"""How many travellers a job takes up in one transaction."""
 
 _ACTIONS: dict[TapKind, TapAction] = {TapKind.ENTRY: "entry", TapKind.EXIT: "exit", TapKind.BOARD: "board"}
 
 
 @dataclass(frozen=True, slots=True)
 class ReceivedTap:
-    """A tap with the operator whose device it is."""
+    """A tap with the operator whose device it is, what the device may speak of, and why it is set aside unlooked at."""
 
     event: TapEvent
     device_operator_id: str
+    limits: DeviceLimits | None = None
+    set_aside: Rejected | None = None
+    is_corrected: bool = True
+    """Whether there may be corrections of its device's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,133 +65,308 @@ class Unreadable:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A tap that cannot be used: a stable word, and a sentence with the value."""
-
-    reason: str
-    detail: str
-    waits_for: FactId | None = None
-    """The tap that would make it usable."""
-
-
-@dataclass(slots=True)
-class _Change:
-    """What a group of taps adds to one traveller."""
-
-    facts: list[Fact] = field(default_factory=list)
-    refused: list[Tap] = field(default_factory=list)
-    released: set[str] = field(default_factory=set)
-    """Refused taps whose terminal let the rider in all the same."""
-
-
 class Application:
     """Applies taps, purchases and the passing of time. Holds the tariff; everything else is in the database."""
 
     def __init__(self, tariff: CompiledTariff, server_key: bytes) -> None:
         self.tariff = tariff
         self.server_key = server_key
-        self.deny_list_version = 0
+        self.refolder = Refolder(tariff)
         self.charged = 0
         """What has been charged since the process began: a figure for pages, not for books."""
 
-    # ---- taps
-
-    def apply(self, connection: Connection, taps: Sequence[ReceivedTap], now: int) -> dict[FactId, TapAnswer]:
-        """Apply taps that are new in their streams; the answer of each by tap id. Part of the caller's transaction."""
-        known = self._tokens(connection, taps, now)
-        ran = registry.find_vehicles(connection, {tap.event.vehicle_id for tap in taps if tap.event.vehicle_id is not None})
-        accounts = travellers.find_accounts(connection, {token.account_id for token in known.values()})
-        answers: dict[FactId, TapAnswer] = {}
-        rejected: list[tuple[TapEvent, Rejected]] = []
-        changes: dict[str, _Change] = defaultdict(_Change)
-        owner: dict[FactId, str] = {}
-        in_group = {tap.event.tap_id: tap.event for tap in taps}
-        for tap in taps:
-            event = tap.event
-            verdict = self._check(event, known, now)
-            if verdict is None and event.kind is TapKind.OUTCOME:
-                verdict = self._take_outcome(connection, event, in_group, known, changes)
-            if verdict is not None:
-                rejected.append((event, verdict))
-            elif event.kind in _ACTIONS:
-                token = known[self._token_id(event)]
-                refusal = _refusal(event, token, accounts[token.account_id])
-                fact = self._fact(tap, token.token_id, ran)
-                change = changes[token.traveller_id]
-                owner[event.tap_id] = token.traveller_id
-                if refusal is not None or event.decision is Decision.REFUSED_ALONE:
-                    change.refused.append(fact)
-                    reason = refusal or event.reason or "refused by the terminal"
-                    answers[event.tap_id] = TapAnswer(
-                        sequence=event.sequence, result="ACCEPTED", decision="refused", reason=reason
-                    )
-                else:
-                    change.facts.append(fact)
-            else:
-                answers[event.tap_id] = TapAnswer(sequence=event.sequence, result="ACCEPTED")
-        waiting = receipts.find_waiting(connection, in_group.keys())
-        usable = [event for event in waiting if self._take_outcome(connection, event, in_group, known, changes) is None]
-        receipts.release_quarantined(connection, usable, now)
-        folded, changed = self._change(connection, changes, now)
-        answers.update(_quarantine_rejected(connection, rejected, self.tariff, now))
-        for fact_id, traveller_id in owner.items():
-            if fact_id not in answers:
-                token = known[self._token_id(in_group[fact_id])]
-                account = accounts.get(token.account_id)
-                balance = account.balance + changed.get(token.account_id, 0) if account is not None else None
-                if token.account_id == CASH:
-                    balance = None
-                answers[fact_id] = self._answer(in_group[fact_id], folded.get(traveller_id), balance)
-        return answers
-
-    def _tokens(self, connection: Connection, taps: Sequence[ReceivedTap], now: int) -> dict[str, Token]:
-        """The tokens of some taps. A paper ticket sold for cash is known from its first usable tap on."""
-        presented = [(self._token_id(tap.event), tap.event) for tap in taps if tap.event.token is not None]
-        known = travellers.find_tokens(connection, {token_id for token_id, _ in presented})
-        tickets = {
-            token_id
-            for token_id, event in presented
-            if token_id not in known and event.medium == "cash" and self._check_content(event, now) is None
-        }
-        if tickets:
-            known.update(_open_tickets(connection, tickets))
-        return known
-
-    def _token_id(self, event: TapEvent) -> str:
+    def token_id(self, event: TapEvent) -> str:
+        """The id under which a tap's token is known; empty where it has none."""
         return stored_token(self.server_key, event.token) if event.token is not None else ""
 
-    def _check(self, event: TapEvent, known: dict[str, Token], now: int) -> Rejected | None:
-        """Why a tap cannot be used, or None."""
-        wrong = self._check_content(event, now)
-        if wrong is not None or event.kind is TapKind.OUTCOME:
-            return wrong
-        token = known.get(self._token_id(event))
-        if token is None:
-            return Rejected("unknown_token", "the token belongs to no traveller")
-        if _is_blocked(token, event) and event.decision is not Decision.ASKED_ONLINE:
-            return None if event.decision is Decision.REFUSED_ALONE else _blocked(token, event)
-        return None
+    # ---- taps
 
-    def _check_content(self, event: TapEvent, now: int) -> Rejected | None:
-        """Why a tap's time, place or medium cannot be right, or None."""
-        at = event.event_time_ms
-        if at > now + AHEAD_MS or at < now - BEHIND_MS:
-            return Rejected("impossible_time", f"{at} ms is not near {now} ms, when it was received")
+    def apply(
+        self, connection: Connection, taps: Sequence[ReceivedTap], now: int, *, released: bool = False
+    ) -> dict[FactId, TapAnswer]:
+        """Apply taps that are new in their streams; the answer of each by tap id. Part of the caller's transaction.
+
+        With `released` they are taps that come out of the quarantine because somebody decided so."""
+        return _Group(self, connection, taps, now, released=released).apply()
+
+    # ---- other facts
+
+    def purchase(self, connection: Connection, traveller_id: str, purchase: Purchase, now: int) -> None:
+        """A pass or book that a traveller bought."""
+        self.add_facts(connection, {traveller_id: [purchase]}, now)
+
+    def sell(self, connection: Connection, purchase: Purchase, now: int) -> None:
+        """A pass or book that was bought with a token: it is whose the token was then. NotFoundError for an unknown token."""
+        token = travellers.find_tokens(connection, [purchase.token_id]).get(purchase.token_id)
+        if token is None:
+            raise NotFoundError(f"no token {purchase.token_id}")
+        self.purchase(connection, token.traveller_at(purchase.at), purchase, now)
+
+    def complete_leg(self, connection: Connection, fact: Completion, now: int) -> None:
+        """Record where the rider of a leg is taken to have left. NotFoundError for an entry that is not held."""
+        device_id, epoch, sequence = fact.leg_id.rsplit("/", 2)
+        entry = receipts.find_tap(connection, device_id, epoch, int(sequence))
+        token = travellers.find_tokens(connection, [self.token_id(entry)]).get(self.token_id(entry)) if entry else None
+        if entry is None or token is None:
+            raise NotFoundError(f"no entry {fact.leg_id}")
+        self.add_facts(connection, {token.traveller_at(entry.event_time_ms): [fact]}, now)
+
+    def correct_clock(self, connection: Connection, correction: registry.Correction, now: int) -> int:
+        """A device's clock was off: its taps in the range are shifted, those that are here and those to come. Of how many
+        travellers there were any."""
+        registry.lock_devices(connection, [correction.device_id])
+        if correction in registry.find_corrections(connection, [correction.device_id]).get(correction.device_id, ()):
+            return 0
+        registry.add_correction(connection, correction)
+        events = [
+            event
+            for event in receipts.taps_of_device(connection, correction.device_id)
+            if event.kind in _ACTIONS and correction.begins <= event.event_time_ms < correction.ends
+        ]
+        tokens = travellers.find_tokens(connection, {self.token_id(event) for event in events})
+        owners = {tokens[name].traveller_at(event.event_time_ms) for event in events if (name := self.token_id(event)) in tokens}
+        self.add_facts(connection, {owner: [correction_fact(correction)] for owner in owners}, now)
+        return len(owners)
+
+    def add_facts(self, connection: Connection, found: Mapping[str, Sequence[Fact]], now: int) -> Refolded:
+        """Facts of some travellers that came by another way than taps."""
+        return self.change(connection, {name: Change(facts=list(new)) for name, new in found.items()}, now)
+
+    def accept_drift(self, connection: Connection, traveller_id: str, now: int) -> None:
+        """Prices that changed though no fact explains it are meant: book them."""
+        rows = travellers.get_travellers(connection, [traveller_id])
+        for row in rows.values():
+            row.record.revision = self.refolder.revision
+            row.dirty_since = row.dirty_reason = None
+        self.refolder.refold(connection, rows, {traveller_id: Change()}, now, booked_for="drift")
+        travellers.decide_drift(connection, traveller_id, now)
+
+    def advance(self, connection: Connection, as_of: int, most: int = GROUP) -> int:
+        """Let time pass for some travellers for whom something is due before `as_of`; how many there were."""
+        due = travellers.list_due(connection, as_of, most)
+        found = self.change(connection, {traveller_id: Change() for traveller_id in due}, as_of, booked_for="time")
+        self.complete(connection, found.folded, as_of)
+        return len(due)
+
+    def complete(self, connection: Connection, folded: Mapping[str, Folded], now: int) -> dict[str, Folded]:
+        """Where an exit is missing and the tariff says how it may be completed: record what is likely as a fact. Gives the
+        folds of the travellers for whom that was so."""
+        lacking = {name: legs for name, found in folded.items() if (legs := self._lacking(found))}
+        if not lacking:
+            return {}
+        rows = travellers.get_travellers(connection, lacking.keys())
+        found = {
+            name: completions
+            for name, row in rows.items()
+            if (completions := self._completions(row.record, folded[name], lacking[name], now))
+        }
+        return self.add_facts(connection, found, now).folded if found else {}
+
+    def _lacking(self, folded: Folded) -> list[Leg]:
+        found = []
+        for leg in folded.legs.values():
+            version = self.tariff.versions.get(leg.version_id) if leg.status == "missing_exit" else None
+            terms = version.terms(leg.network_id or "", leg.route_id, leg.media, leg.rider_category) if version else None
+            if terms is not None and terms.tap_rule.completes:
+                found.append(leg)
+        return found
+
+    def _completions(self, record: Record, folded: Folded, legs: Iterable[Leg], now: int) -> list[Fact]:
+        known = {fact.leg_id for fact in record.facts if isinstance(fact, Completion)}
+        taps = [fact for fact in record.facts if isinstance(fact, Tap)]
+        found: list[Fact] = []
+        for leg in legs:
+            version = self.tariff.versions[leg.version_id]
+            terms = version.terms(leg.network_id or "", leg.route_id, leg.media, leg.rider_category)
+            if leg.leg_id in known or terms is None:
+                continue
+            likely = likely_exit(self.tariff, leg, folded.legs.values(), taps, terms.tap_rule.completes)
+            if likely is not None:
+                found.append(completion(leg.leg_id, likely.stop_id, likely.at, likely.source, now))
+        return found
+
+    def retry_dirty(self, connection: Connection, now: int, most: int = GROUP) -> int:
+        """Fold again some travellers whose last fold failed; how many were tried."""
+        dirty = travellers.list_dirty(connection, most)
+        self.change(connection, {traveller_id: Change() for traveller_id in dirty}, now, booked_for="retry")
+        return len(dirty)
+
+    def change(self, connection: Connection, changes: Mapping[str, Change], now: int, booked_for: str = "") -> Refolded:
+        """Add to travellers' records, refold them, and book the difference."""
+        rows = travellers.get_travellers(connection, changes.keys())
+        found = self.refolder.refold(connection, rows, changes, now, booked_for)
+        self.charged += found.charged
+        return found
+
+
+class _Group:
+    """Some taps on their way through one transaction.
+
+    Locks are taken in one order, here as everywhere: devices (by receipt), then travellers, then accounts, each by id."""
+
+    def __init__(
+        self, application: Application, connection: Connection, taps: Sequence[ReceivedTap], now: int, *, released: bool
+    ) -> None:
+        self.application = application
+        self.tariff = application.tariff
+        self.connection = connection
+        self.taps = taps
+        self.now = now
+        self.released = released
+        self.in_group = {tap.event.tap_id: tap.event for tap in taps}
+        self.answers: dict[FactId, TapAnswer] = {}
+        self.rejected: list[tuple[TapEvent, Rejected]] = []
+        self.changes: dict[str, Change] = defaultdict(Change)
+        self.owners: dict[FactId, str] = {}
+        self.tokens: dict[str, Token] = {}
+
+    def apply(self) -> dict[FactId, TapAnswer]:
+        """Sort the taps by traveller, lock, refuse or take, refold, answer."""
+        usable = self._usable()
+        outcomes = [(tap, *self._spoken_of(tap.event)) for tap in usable if tap.event.kind is TapKind.OUTCOME]
+        waiting = [
+            (ReceivedTap(event, ""), *self._spoken_of(event))
+            for event in receipts.find_waiting(self.connection, self.in_group.keys())
+        ]
+        presented = [tap for tap in usable if tap.event.kind in _ACTIONS]
+        for tap in presented:
+            self.owners[tap.event.tap_id] = self._token(tap.event).traveller_at(tap.event.event_time_ms)
+        concerned = set(self.owners.values()) | {owner for _, _, owner in (*outcomes, *waiting) if owner is not None}
+        rows = travellers.get_travellers(self.connection, concerned)
+        accounts = travellers.find_accounts(self.connection, {row.account_id for row in rows.values()} - {CASH})
+        self._take_presented(presented, rows, accounts)
+        self._take_outcomes(outcomes)
+        receipts.release_quarantined(self.connection, self._take_waiting(waiting), self.now)
+        for tap in usable:
+            if tap.event.kind is TapKind.INSPECTION:
+                self.answers[tap.event.tap_id] = TapAnswer(sequence=tap.event.sequence, result="ACCEPTED")
+        changed = {name: rows[name] for name in rows if name in self.changes}
+        found = self.application.refolder.refold(self.connection, changed, self.changes, self.now, floors=self._floors(accounts))
+        self.application.charged += found.charged
+        found.folded.update(self.application.complete(self.connection, found.folded, self.now))
+        self.answers.update(self._quarantine_rejected())
+        self._answer_presented(presented, rows, accounts, found)
+        return self.answers
+
+    # ---- which can be used
+
+    def _usable(self) -> list[ReceivedTap]:
+        """The taps that can be used; the others are noted as rejected."""
+        new = [tap for tap in self.taps if tap.set_aside is None]
+        self.rejected += [(tap.event, tap.set_aside) for tap in self.taps if tap.set_aside is not None]
+        self.tokens = self._find_tokens(new)
+        found = []
+        for tap in new:
+            verdict = self._verdict(tap)
+            if verdict is None:
+                found.append(tap)
+            else:
+                self.rejected.append((tap.event, verdict))
+        return found
+
+    def _verdict(self, tap: ReceivedTap) -> Rejected | None:
+        event = tap.event
+        wrong = check_content(self.tariff, event, self.now)
+        if wrong is not None and not (self.released and wrong.reason == "impossible_time"):
+            return wrong
         if event.kind is TapKind.OUTCOME:
             return None
-        network = self.tariff.network
-        if event.stop_id is not None and event.stop_id not in network.stops:
-            return Rejected("unknown_stop", repr(event.stop_id))
-        if event.route_id is not None and event.route_id not in network.routes:
-            return Rejected("unknown_route", repr(event.route_id))
-        if self.tariff.network_of(event.route_id, event.stop_id) is None:
-            return Rejected("unknown_place", f"route {event.route_id!r} and stop {event.stop_id!r} name no network")
-        if (event.medium or "").split(":")[0] not in self.tariff.media:
-            return Rejected("unknown_medium", repr(event.medium))
-        return None
+        token_id = self.application.token_id(event)
+        unknown = check_token(event, self.tokens.get(token_id), token_id)
+        if unknown is not None and not (self.released and unknown.reason == "blocked_token"):
+            return unknown
+        return check_limits(event, tap.limits) if tap.limits is not None and not self.released else None
 
-    def _fact(self, tap: ReceivedTap, token_id: str, ran: Mapping[str, list[tuple[int, str]]]) -> Tap:
+    def _find_tokens(self, taps: Sequence[ReceivedTap]) -> dict[str, Token]:
+        """The tokens of some taps. A paper ticket sold for cash is known from its first usable tap on; a medium whose token
+        is made with a new key is known by its token of before."""
+        presented = [(self.application.token_id(tap.event), tap.event) for tap in taps if tap.event.token is not None]
+        known = travellers.find_tokens(self.connection, {token_id for token_id, _ in presented})
+        strange = [(token_id, event) for token_id, event in presented if token_id not in known]
+        tickets = {
+            token_id
+            for token_id, event in strange
+            if event.medium == "cash" and check_content(self.tariff, event, self.now) is None
+        }
+        if tickets:
+            known.update(_open_tickets(self.connection, tickets))
+        renamed = {token_id: event for token_id, event in strange if event.former_token is not None}
+        if renamed:
+            known.update(self._rename(renamed))
+        return known
+
+    def _rename(self, strange: Mapping[str, TapEvent]) -> dict[str, Token]:
+        """While the domain key changes, a tap names its token under the old key, too: the new one is the same person's."""
+        former = {
+            token_id: stored_token(self.application.server_key, event.former_token or b"") for token_id, event in strange.items()
+        }
+        known = travellers.find_tokens(self.connection, set(former.values()))
+        found = {
+            token_id: known[former[token_id]]
+            for token_id, event in sorted(strange.items())
+            if former[token_id] in known and known[former[token_id]].blocked_at is None
+        }
+        new = [
+            NewToken(token_id, token.traveller_id, token.account_id, strange[token_id].token) for token_id, token in found.items()
+        ]
+        travellers.add_tokens(self.connection, new)
+        for token_id, token in found.items():
+            for valid_from, traveller_id in token.links:
+                travellers.add_link(self.connection, Link(token_id, valid_from, traveller_id, self.now, "token key"))
+        return travellers.find_tokens(self.connection, found.keys())
+
+    def _token(self, event: TapEvent) -> Token:
+        return self.tokens[self.application.token_id(event)]
+
+    # ---- what they do
+
+    def _take_presented(
+        self, presented: Sequence[ReceivedTap], rows: Mapping[str, Traveller], accounts: Mapping[str, Account]
+    ) -> None:
+        ran = registry.find_vehicles(
+            self.connection, {tap.event.vehicle_id for tap in presented if tap.event.vehicle_id is not None}
+        )
+        corrected = {tap.event.device_id for tap in presented if tap.is_corrected}
+        corrections = registry.find_corrections(self.connection, corrected) if corrected else {}
+        for tap in presented:
+            event, owner = tap.event, self.owners[tap.event.tap_id]
+            change = self.changes[owner]
+            fact = self._fact(tap, ran)
+            change.facts += _corrections_of(fact, corrections.get(event.device_id, ()))
+            refusal = self._refusal(event, rows[owner], accounts)
+            if refusal is None and event.decision is not Decision.REFUSED_ALONE:
+                change.facts.append(fact)
+                if event.decision is Decision.ASKED_ONLINE and event.kind is not TapKind.EXIT and not self.released:
+                    change.asking.add(fact.fact_id)
+                continue
+            change.refused.append(fact)
+            self.answers[event.tap_id] = self._refused(event, refusal or event.reason or "refused by the terminal")
+
+    def _refused(self, event: TapEvent, reason: str) -> TapAnswer:
+        return TapAnswer(sequence=event.sequence, result="ACCEPTED", decision="refused", reason=reason)
+
+    def _refusal(self, event: TapEvent, traveller: Traveller, accounts: Mapping[str, Account]) -> str | None:
+        """Why a rider who asks online is not let in; None if he is. Nobody is kept from leaving."""
+        if event.kind is TapKind.EXIT or event.decision is not Decision.ASKED_ONLINE or self.released:
+            return None
+        if is_blocked(self._token(event), event):
+            return "blocked"
+        account = accounts.get(traveller.account_id)
+        if account is None or account.kind != "prepaid":
+            return None
+        version = self.tariff.version_at(event.event_time_ms)
+        above = version.version.file.accounts.prepaid_above if version is not None else 0
+        return "insufficient_balance" if account.balance <= above else None
+
+    def _floors(self, accounts: Mapping[str, Account]) -> dict[str, int]:
+        """What may be taken now from each prepaid account for whoever asks to be let in."""
+        version = self.tariff.version_at(self.now)
+        floor = version.version.file.accounts.prepaid_floor if version is not None else None
+        if floor is None:
+            return {}
+        return {name: account.balance - floor for name, account in accounts.items() if account.kind == "prepaid"}
+
+    def _fact(self, tap: ReceivedTap, ran: Mapping[str, list[tuple[int, str]]]) -> Tap:
         event = tap.event
         return Tap(
             event.tap_id,
@@ -194,7 +375,7 @@ class Application:
             event.epoch.hex(),
             event.sequence,
             _ACTIONS[event.kind],
-            token_id,
+            self.application.token_id(event),
             event.medium or "",
             self.tariff.default_category,
             event.stop_id,
@@ -203,121 +384,112 @@ class Application:
             event.persons,
         )
 
-    def _take_outcome(
-        self,
-        connection: Connection,
-        event: TapEvent,
-        in_group: dict[FactId, TapEvent],
-        known: dict[str, Token],
-        changes: dict[str, _Change],
-    ) -> Rejected | None:
-        """An OUTCOME record acts on the traveller of the tap it speaks of."""
+    # ---- OUTCOME records
+
+    def _spoken_of(self, event: TapEvent) -> tuple[TapEvent | None, str | None]:
+        """The tap that an OUTCOME record speaks of, and whose it is; None where it is not held or nobody's."""
         place = event.spoken_of
-        spoken_of = self._find_tap(connection, event, place, in_group) if place is not None else None
+        spoken_of = self._find_tap(event, place) if place is not None else None
         if spoken_of is None or spoken_of.token is None:
+            return None, None
+        token_id = self.application.token_id(spoken_of)
+        if token_id not in self.tokens:
+            self.tokens.update(travellers.find_tokens(self.connection, [token_id]))
+        token = self.tokens.get(token_id)
+        return spoken_of, token.traveller_at(spoken_of.event_time_ms) if token is not None else None
+
+    def _find_tap(self, event: TapEvent, place: TapPlace) -> TapEvent | None:
+        spoken_of = tap_id(event.device_id, place.epoch.hex(), place.sequence)
+        if spoken_of in self.in_group:
+            return self.in_group[spoken_of]
+        return receipts.find_tap(self.connection, event.device_id, place.epoch.hex(), place.sequence)
+
+    def _take_outcomes(self, outcomes: Sequence[tuple[ReceivedTap, TapEvent | None, str | None]]) -> None:
+        for tap, spoken_of, owner in outcomes:
+            verdict = self._take_outcome(tap.event, spoken_of, owner)
+            if verdict is not None:
+                self.rejected.append((tap.event, verdict))
+            else:
+                self.answers[tap.event.tap_id] = TapAnswer(sequence=tap.event.sequence, result="ACCEPTED")
+
+    def _take_waiting(self, waiting: Sequence[tuple[ReceivedTap, TapEvent | None, str | None]]) -> list[TapEvent]:
+        """Records in quarantine whose tap has come in now: those that could be used."""
+        return [tap.event for tap, spoken_of, owner in waiting if self._take_outcome(tap.event, spoken_of, owner) is None]
+
+    def _take_outcome(self, event: TapEvent, spoken_of: TapEvent | None, owner: str | None) -> Rejected | None:
+        """An OUTCOME record acts on the traveller of the tap it speaks of."""
+        if spoken_of is None:
             spoken_of_id = event.spoken_of_id
             return Rejected("unknown_tap", f"the record speaks of {spoken_of_id}, which is not held", spoken_of_id)
-        token_id = self._token_id(spoken_of)
-        token = known.get(token_id) or travellers.find_tokens(connection, [token_id]).get(token_id)
-        if token is None:
-            return Rejected("unknown_token", "the tap spoken of belongs to no traveller")
+        if owner is None:
+            token_id = self.application.token_id(spoken_of)
+            return Rejected("unknown_token", "the tap spoken of belongs to no traveller", f"token:{token_id}")
         let_in = event.outcome is Outcome.TIMED_OUT and event.decision is Decision.ADMITTED_ALONE
-        if let_in and _is_blocked(token, spoken_of):
-            return _blocked(token, spoken_of)
-        change = changes[token.traveller_id]
+        if let_in and is_blocked(self._token(spoken_of), spoken_of) and not self.released:
+            return blocked(self._token(spoken_of), spoken_of)
+        change = self.changes[owner]
         if let_in:
             change.released.add(spoken_of.tap_id)
+            change.asking.discard(spoken_of.tap_id)
         else:
             change.facts.append(_cancellation(event, spoken_of))
         return None
 
-    def _find_tap(
-        self, connection: Connection, event: TapEvent, place: TapPlace, in_group: dict[FactId, TapEvent]
-    ) -> TapEvent | None:
-        spoken_of = tap_id(event.device_id, place.epoch.hex(), place.sequence)
-        if spoken_of in in_group:
-            return in_group[spoken_of]
-        return receipts.find_tap(connection, event.device_id, place.epoch.hex(), place.sequence)
+    # ---- answers
 
-    # ---- other facts
+    def _quarantine_rejected(self) -> dict[FactId, TapAnswer]:
+        """Set aside what cannot be used; what comes out of the quarantine and still cannot, stays there as it is."""
+        if self.released:
+            return {event.tap_id: _quarantined(event.sequence, verdict) for event, verdict in self.rejected}
+        places: list[tuple[tuple[str, str, int], Rejected, int]] = []
+        for event, verdict in self.rejected:
+            at = self.now if verdict.reason == "impossible_time" else event.event_time_ms
+            places.append(((event.device_id, event.epoch.hex(), event.sequence), verdict, at))
+        return _set_aside(self.connection, places, self.tariff, self.now)
 
-    def purchase(self, connection: Connection, traveller_id: str, purchase: Purchase, now: int) -> None:
-        """A pass or book that a traveller bought."""
-        self._change(connection, {traveller_id: _Change(facts=[purchase])}, now)
+    def _answer_presented(
+        self,
+        presented: Sequence[ReceivedTap],
+        rows: Mapping[str, Traveller],
+        accounts: Mapping[str, Account],
+        found: Refolded,
+    ) -> None:
+        for tap in presented:
+            event, owner = tap.event, self.owners[tap.event.tap_id]
+            if event.tap_id in self.answers:
+                continue
+            if event.tap_id in self.changes[owner].turned_away:
+                self.answers[event.tap_id] = self._refused(event, "insufficient_balance")
+                continue
+            account = accounts.get(rows[owner].account_id)
+            balance = account.balance + found.balances.get(account.account_id, 0) if account is not None else None
+            answer = self._answer(event, found.folded.get(owner), rows[owner])
+            if account is not None and account.kind == "prepaid":
+                answer = msgspec.structs.replace(answer, balance=balance)
+            elif account is not None and balance is not None:
+                answer = msgspec.structs.replace(answer, balance=balance, post_paid_total=-balance)
+            self.answers[event.tap_id] = answer
 
-    def advance(self, connection: Connection, as_of: int) -> int:
-        """Let time pass for up to GROUP travellers for whom something is due before `as_of`; how many there were."""
-        due = travellers.list_due(connection, as_of, GROUP)
-        self._change(connection, {traveller_id: _Change() for traveller_id in due}, as_of, booked_for="time")
-        return len(due)
-
-    def retry_dirty(self, connection: Connection, now: int) -> int:
-        """Fold again the travellers whose last fold failed; how many were tried."""
-        dirty = travellers.list_dirty(connection, GROUP)
-        self._change(connection, {traveller_id: _Change() for traveller_id in dirty}, now, booked_for="retry")
-        return len(dirty)
-
-    # ---- one traveller
-
-    def _change(
-        self, connection: Connection, changes: dict[str, _Change], now: int, booked_for: str = ""
-    ) -> tuple[dict[str, Folded], dict[str, int]]:
-        """Add to travellers' records, refold them, and book the difference: the folds (none for one that failed), and by how
-        much accounts' balances changed."""
-        if not changes:
-            return {}, {}
-        rows = travellers.get_travellers(connection, changes.keys())
-        entries = books.Booking(books.last_closed(connection))
-        folded: dict[str, Folded] = {}
-        for traveller_id, traveller in rows.items():
-            change = changes[traveller_id]
-            _add_facts(traveller.record, change)
-            result = self._refold(traveller, change, now)
-            if result is not None:
-                found, movements = result
-                folded[traveller_id] = found
-                cause = change.facts[-1].fact_id if change.facts else booked_for
-                entries.add(traveller_id, traveller.account_id, cause, movements)
-                self.charged += sum(m.line.amount for m in movements if m.line.kind not in ("hold", "sale"))
-        entries.write(connection)
-        travellers.save_travellers(connection, rows.values())
-        travellers.change_balances(connection, entries.balance_changes)
-        return folded, entries.balance_changes
-
-    def _refold(self, traveller: Traveller, change: _Change, now: int) -> tuple[Folded, list[booking.Movement]] | None:
-        untouched = booking.encode(traveller.record)
-        try:
-            folded = booking.price(self.tariff, traveller.record, now)
-            movements = booking.book(traveller.record, folded)
-        except Exception as error:  # whatever it is, it must not leave this traveller: the tap is kept and tried again
-            logger.exception("the fold of a traveller failed")
-            traveller.record = booking.decode(untouched)
-            since = min((fact.at for fact in change.facts), default=now)
-            traveller.dirty_since = since if traveller.dirty_since is None else min(traveller.dirty_since, since)
-            traveller.dirty_reason = type(error).__name__
-            return None
-        traveller.next_due = folded.state.next_due
-        traveller.dirty_since = traveller.dirty_reason = None
-        return folded, movements
-
-    def _answer(self, event: TapEvent, folded: Folded | None, balance: int | None) -> TapAnswer:
-        """The answer to an admitted tap: its leg so far, its caps, the balance."""
+    def _answer(self, event: TapEvent, folded: Folded | None, traveller: Traveller) -> TapAnswer:
+        """The answer to an admitted tap but for the balance: its leg so far, its caps, what an exit would still cost."""
+        sequence = event.sequence
         if folded is None:
-            return TapAnswer(sequence=event.sequence, result="ACCEPTED", decision="admitted", balance=balance, provisional=True)
+            reason = "held" if traveller.dirty_reason == DRIFT else None
+            return TapAnswer(sequence=sequence, result="ACCEPTED", decision="admitted", reason=reason, provisional=True)
         leg = _leg_of(folded, event.tap_id)
         if leg is None:
             reason = folded.ignored.get(event.tap_id)
-            return TapAnswer(sequence=event.sequence, result="ACCEPTED", decision="admitted", reason=reason, balance=balance)
+            return TapAnswer(sequence=sequence, result="ACCEPTED", decision="admitted", reason=reason)
         lines = [line for line in folded.lines if line.leg_id == leg.leg_id]
         return TapAnswer(
-            sequence=event.sequence,
+            sequence=sequence,
             result="ACCEPTED",
             reason=leg.reason or None,
             decision="admitted",
             fare=None if leg.status == "unknown" else sum(line.amount for line in lines),
             lines=tuple(AnswerLine(line.kind, line.rule_id, line.amount) for line in lines),
             caps=self._caps(folded, leg),
-            balance=balance,
+            exit_fare=dearest_exit(self.tariff, leg) if leg.status == "open" else None,
             provisional=leg.status == "open",
         )
 
@@ -342,16 +514,6 @@ def quarantine(
     )
 
 
-def _quarantine_rejected(
-    connection: Connection, rejected: Iterable[tuple[TapEvent, Rejected]], tariff: CompiledTariff, now: int
-) -> dict[FactId, TapAnswer]:
-    places: list[tuple[tuple[str, str, int], Rejected, int]] = []
-    for event, verdict in rejected:
-        at = now if verdict.reason == "impossible_time" else event.event_time_ms
-        places.append(((event.device_id, event.epoch.hex(), event.sequence), verdict, at))
-    return _set_aside(connection, places, tariff, now)
-
-
 def _set_aside(
     connection: Connection, places: Sequence[tuple[tuple[str, str, int], Rejected, int]], tariff: CompiledTariff, now: int
 ) -> dict[FactId, TapAnswer]:
@@ -363,9 +525,13 @@ def _set_aside(
         service_date = _service_date(tariff, at)
         on = books.accounting_date(service_date, closed_through)
         rows.append(QuarantinedTap(*place, now, verdict.reason, verdict.detail, service_date, on, verdict.waits_for))
-        answers[tap_id(*place)] = TapAnswer(sequence=place[2], result="QUARANTINED", reason=verdict.reason)
+        answers[tap_id(*place)] = _quarantined(place[2], verdict)
     receipts.add_quarantined(connection, rows)
     return answers
+
+
+def _quarantined(sequence: int, verdict: Rejected) -> TapAnswer:
+    return TapAnswer(sequence=sequence, result="QUARANTINED", reason=verdict.reason)
 
 
 def _operator(tap: ReceivedTap, ran: Mapping[str, list[tuple[int, str]]]) -> str:
@@ -375,12 +541,35 @@ def _operator(tap: ReceivedTap, ran: Mapping[str, list[tuple[int, str]]]) -> str
     return by_then[-1] if by_then else tap.device_operator_id
 
 
+def _corrections_of(fact: Tap, corrections: Iterable[registry.Correction]) -> list[Fact]:
+    """The corrections of the device's clock that concern a tap: they go into the record beside it."""
+    return [correction_fact(one) for one in corrections if one.begins <= fact.at < one.ends]
+
+
+def completion(leg_id: str, stop_id: str, at: int, source: Literal["claim", "next_tap", "habit"], now: int) -> Completion:
+    """The fact that a rider left where and when; one of each kind for a leg."""
+    return Completion(f"completion/{source}/{leg_id}", at, "completion", source, 0, leg_id, stop_id, source, now)
+
+
+def correction_fact(correction: registry.Correction) -> facts.Correction:
+    """A correction as the fold knows it."""
+    return facts.Correction(
+        f"correction/{correction.correction_id}",
+        correction.made_at,
+        correction.device_id,
+        "correction",
+        0,
+        correction.begins,
+        correction.ends,
+        correction.shift_ms,
+    )
+
+
 def _open_tickets(connection: Connection, token_ids: Iterable[str]) -> dict[str, Token]:
     """Paper tickets, each a traveller of its own."""
     tokens = {token_id: Token(token_id, f"ticket:{token_id}", CASH, None) for token_id in sorted(token_ids)}
-    if CASH not in travellers.find_accounts(connection, [CASH]):
-        travellers.add_accounts(connection, [Account(CASH, "collector", 0)])
-    travellers.add_tokens(connection, tokens.values())
+    travellers.ensure_cash(connection)
+    travellers.add_tokens(connection, [NewToken(t.token_id, t.traveller_id, CASH) for t in tokens.values()])
     travellers.add_travellers(connection, [Traveller(t.traveller_id, CASH, Record(), NEVER) for t in tokens.values()])
     return tokens
 
@@ -396,32 +585,6 @@ def _cancellation(event: TapEvent, spoken_of: TapEvent) -> Cancellation:
     reason = reasons.get(event.outcome or Outcome.TIMED_OUT, "kept out by the terminal")
     at, place = event.event_time_ms, (event.device_id, event.epoch.hex(), event.sequence)
     return Cancellation(event.tap_id, at, *place, spoken_of.tap_id, reason)
-
-
-def _is_blocked(token: Token, event: TapEvent) -> bool:
-    return token.blocked_at is not None and event.event_time_ms >= token.blocked_at
-
-
-def _blocked(token: Token, event: TapEvent) -> Rejected:
-    return Rejected("blocked_token", f"blocked since {token.blocked_at} ms, let in by the terminal at {event.event_time_ms} ms")
-
-
-def _refusal(event: TapEvent, token: Token, account: Account) -> str | None:
-    """Why the service does not let a rider in who asks online; None if it does. Nobody is kept from leaving."""
-    if event.kind is TapKind.EXIT or event.decision is not Decision.ASKED_ONLINE:
-        return None
-    if _is_blocked(token, event):
-        return "blocked"
-    return "insufficient_balance" if account.kind == "prepaid" and account.balance <= 0 else None
-
-
-def _add_facts(record: Record, change: _Change) -> None:
-    known = {fact.fact_id for fact in record.facts} | {fact.fact_id for fact in record.refused}
-    record.facts += [fact for fact in change.facts if fact.fact_id not in known]
-    record.refused += [fact for fact in change.refused if fact.fact_id not in known]
-    if change.released:
-        record.facts += [fact for fact in record.refused if fact.fact_id in change.released]
-        record.refused = [fact for fact in record.refused if fact.fact_id not in change.released]
 
 
 def _leg_of(folded: Folded, fact_id: str) -> Leg | None:

@@ -26,6 +26,13 @@ class Entitlement(msgspec.Struct, frozen=True, array_like=True):
     valid_to: int | None
 
 
+class Payer(msgspec.Struct, frozen=True, array_like=True):
+    """The account that pays from a service day on."""
+
+    account_id: str
+    first_day: int
+
+
 class Booked(msgspec.Struct, array_like=True):
     """A line with its latest movement: an even generation stands, an odd one is reversed."""
 
@@ -34,6 +41,8 @@ class Booked(msgspec.Struct, array_like=True):
     service_date: str
     operator_id: str | None
     network_id: str | None
+    account_id: str = ""
+    """Who pays it, where that has ever changed; empty: whoever paid from the beginning."""
 
 
 class Record(msgspec.Struct):
@@ -46,10 +55,19 @@ class Record(msgspec.Struct):
     booked: dict[str, Booked] = {}
     base: State | None = None
     """The state before the open window's facts."""
+    payers: list[Payer] = []
+    """Where the account changed: who pays from which day on, oldest first; the first of them from the beginning."""
+    waived: dict[str, int] = {}
+    """Service date → what was charged too late and so was not collected; less than zero: given back too late, and kept."""
+    revision: str = ""
+    """Of engine and tariff, when it was priced last."""
+    as_of: int = 0
+    """To when it was priced last."""
 
 
 class Movement(msgspec.Struct, frozen=True):
-    """One movement of one line: booked (amounts as they are) or reversed (amounts negated)."""
+    """One movement of one line: booked (amounts as they are) or reversed (amounts negated). `account_id` pays; empty: the
+    traveller's only account."""
 
     transaction_id: str
     line_id: str
@@ -58,6 +76,7 @@ class Movement(msgspec.Struct, frozen=True):
     service_date: str
     operator_id: str | None
     network_id: str | None
+    account_id: str = ""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -87,22 +106,42 @@ def with_categories(record: Record, default: str) -> Iterable[Fact]:
     return [_in_category(fact, _category_at(newest_first, fact.at, default)) for fact in record.facts]
 
 
-def book(record: Record, folded: Folded) -> list[Movement]:
+def book(traveller_id: str, record: Record, folded: Folded) -> list[Movement]:
     """Bring what is booked to what should be; the record is brought up to date and the movements are given."""
     wanted: dict[str, Line] = {line_id(line): line for line in folded.lines}
     movements = [
-        _move(record.booked[known], known, reverse=True)
-        for known in sorted(record.booked)
-        if _stands(record.booked[known]) and wanted.get(known) != record.booked[known].line
+        _move(traveller_id, record, booked, known, reverse=True)
+        for known, booked in sorted(record.booked.items())
+        if stands(booked) and not _as_wanted(record, booked, wanted.get(known))
     ]
     for wanted_id, line in wanted.items():
         booked = record.booked.get(wanted_id)
-        if booked is not None and _stands(booked):
+        if booked is not None and stands(booked):
             continue
         generation = booked.generation if booked is not None else -1
-        record.booked[wanted_id] = _booked(line, generation, folded)
-        movements.append(_move(record.booked[wanted_id], wanted_id, reverse=False))
+        record.booked[wanted_id] = _booked(record, line, generation, folded)
+        movements.append(_move(traveller_id, record, record.booked[wanted_id], wanted_id, reverse=False))
     return movements
+
+
+def payer_on(record: Record, day: int) -> str:
+    """The account that pays for a service day; empty where there was only ever one."""
+    found = record.payers[0].account_id if record.payers else ""
+    for payer in record.payers:
+        if payer.first_day <= day:
+            found = payer.account_id
+    return found
+
+
+def _as_wanted(record: Record, booked: Booked, line: Line | None) -> bool:
+    if line != booked.line:
+        return False
+    return _paid_by(record, booked) == payer_on(record, line.service_day)
+
+
+def _paid_by(record: Record, booked: Booked) -> str:
+    """The account that a line was booked to; empty where there was only ever one."""
+    return booked.account_id or (record.payers[0].account_id if record.payers else "")
 
 
 def charge(movements: Iterable[Movement]) -> int:
@@ -123,27 +162,30 @@ def _category_at(newest_first: list[Entitlement], at: int, default: str) -> str:
     return default
 
 
-def _stands(booked: Booked) -> bool:
+def stands(booked: Booked) -> bool:
+    """Whether a line is booked and not reversed."""
     return booked.generation % 2 == 0
 
 
-def _booked(line: Line, generation: int, folded: Folded) -> Booked:
+def _booked(record: Record, line: Line, generation: int, folded: Folded) -> Booked:
     leg = folded.legs.get(line.leg_id)
     day = to_date(line.service_day).isoformat()
-    return Booked(line, generation, day, leg.operator_id if leg else None, leg.network_id if leg else None)
+    operator, network = (leg.operator_id, leg.network_id) if leg else (None, None)
+    return Booked(line, generation, day, operator, network, payer_on(record, line.service_day))
 
 
-def _move(booked: Booked, booked_id: str, *, reverse: bool) -> Movement:
+def _move(traveller_id: str, record: Record, booked: Booked, booked_id: str, *, reverse: bool) -> Movement:
     booked.generation += 1
     line = booked.line
     if reverse:
         line = msgspec.structs.replace(line, amount=-line.amount, funded=-line.funded)
     return Movement(
-        transaction_id(booked_id, booked.generation),
+        transaction_id(traveller_id, booked_id, booked.generation),
         booked_id,
         booked.generation,
         line,
         booked.service_date,
         booked.operator_id,
         booked.network_id,
+        _paid_by(record, booked),
     )

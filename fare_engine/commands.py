@@ -177,7 +177,7 @@ def open_store(data: Path | None) -> Opened:
             f"there is no store in {settings.data}: motthe demo or motthe serve begins one (--data names another)"
         )
     tariff = load_compiled(settings.tariff, settings.adopt)
-    database = Database(settings.url)
+    database = Database(settings.url, settings.at_rest_key)
     database.create()
     return Opened(settings.data, database, tariff, settings.tariff, settings.adopt, settings.server_key)
 
@@ -187,7 +187,7 @@ def stored_settings(data: Path | None) -> Settings:
     settings = Settings() if data is None else Settings(data=data)
     if settings.database_url is None and not (settings.data / "motthe.db").exists():
         return settings
-    database = Database(settings.url)
+    database = Database(settings.url, settings.at_rest_key)
     database.create()
     with database.read() as connection:
         kept = registry.load_settings(connection)

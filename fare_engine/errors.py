@@ -46,6 +46,15 @@ class EnvelopeError(MottheError):
         super().__init__(f"{cause}: {detail}")
 
 
+class PublicationError(MottheError):
+    """A publication to terminals that is refused; `cause` is a stable word from docs/terminal-protocol.md."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        self.cause = cause
+        self.detail = detail
+        super().__init__(f"{cause}: {detail}")
+
+
 class BooksError(MottheError):
     """The books would not balance, or a closed date would change. Never expected: processing stops."""
 
@@ -60,3 +69,46 @@ class MissingFactError(MottheError):
 
 class CloseError(MottheError):
     """A service date that cannot be closed as asked."""
+
+
+class AtRestError(MottheError):
+    """Stored bytes that are not what was sealed at this place: changed, moved, or sealed under a key that is not here."""
+
+
+class InclusionError(MottheError):
+    """An inclusion proof that cannot be made, for the message, the row and the tap do not fit together."""
+
+
+class CertificateError(MottheError):
+    """A key, request or certificate that is refused; `cause` is a stable word from docs/keys.md."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        self.cause = cause
+        self.detail = detail
+        super().__init__(f"{cause}: {detail}")
+
+
+class EnrolmentError(MottheError):
+    """A device that is not enrolled, or whose key is not changed; `cause` is a stable word from docs/keys.md."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        self.cause = cause
+        self.detail = detail
+        super().__init__(f"{cause}: {detail}")
+
+
+class QrError(MottheError):
+    """A QR ticket that is refused; `cause` is a stable word from docs/qr-tickets.md."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        self.cause = cause
+        self.detail = detail
+        super().__init__(f"{cause}: {detail}")
+
+
+class LinkError(MottheError):
+    """A token or payer that cannot be linked as asked."""
+
+
+class ClaimError(MottheError):
+    """A rider's claim that cannot be taken, or that is decided already."""

@@ -34,6 +34,7 @@ class Code(StrEnum):
     TOPPED_UP = "TOPPED_UP"
     PASS_RELEASED = "PASS_RELEASED"
     SETTLED = "SETTLED"
+    WAIVED = "WAIVED"
 
 
 CODES = {
@@ -69,6 +70,11 @@ def fares(accounting_date: str, pool: str) -> str:
 def deferred(product_id: str) -> str:
     """What was sold and is not yet used."""
     return f"deferred:{product_id}"
+
+
+def waivers(bearer: str) -> str:
+    """What was charged too late to be collected, and who bears it; what was given back too late stands there with a minus."""
+    return f"waivers:{bearer}"
 
 
 def operator(operator_id: str) -> str:
@@ -125,9 +131,9 @@ def signed(debit: str, credit: str, amount: int) -> list[Posting]:
     return [Posting(debit, credit, amount) if amount > 0 else Posting(credit, debit, -amount)]
 
 
-def transaction_id(line_id: str, generation: int) -> str:
-    """The id of a line's n-th movement: 0 books it, 1 reverses it, 2 books it again."""
-    return hashlib.sha256(f"{line_id}/{generation}".encode()).hexdigest()[:32]
+def transaction_id(traveller_id: str, line_id: str, generation: int) -> str:
+    """The id of a line's n-th movement in a traveller's books: 0 books it, 1 reverses it, 2 books it again."""
+    return hashlib.sha256(f"{traveller_id}/{line_id}/{generation}".encode()).hexdigest()[:32]
 
 
 def balances(rows: Iterable[Posting]) -> dict[str, int]:

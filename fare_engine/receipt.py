@@ -6,23 +6,32 @@ holds nobody up. Receipt and application share one transaction, so that what is 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Connection
 
 from fare_engine import answers, application
-from fare_engine.answers import BatchAnswer, TapAnswer
+from fare_engine.answers import BatchAnswer, TapAnswer, Wanted
 from fare_engine.application import Application, ReceivedTap
+from fare_engine.certificates import DeviceLimits
 from fare_engine.errors import EnvelopeError
+from fare_engine.gaps import find_gaps
 from fare_engine.ids import DeviceId, FactId, tap_id
-from fare_engine.store import receipts, registry
+from fare_engine.store import deny, receipts, registry
 from fare_engine.store.database import Database
-from fare_engine.store.receipts import StoredBatch, Stream
+from fare_engine.store.receipts import Alarm, Refusal, StoredBatch, Stream
+from fare_engine.store.registry import Device, DeviceKey
 from fare_engine.tap_format import Batch, TapEvent, TapFormatError, open_message, reopen_message
+from fare_engine.verdicts import Rejected
+
+_MINUTE_MS, _DAY_MS = 60_000, 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +43,25 @@ class Continuation:
     first_new: int
 
 
+@dataclass(slots=True)
+class _Taken:
+    """What one transaction did, for whoever is told after its commit."""
+
+    outcomes: dict[int, BatchAnswer | EnvelopeError] = field(default_factory=dict)
+    seen: list[tuple[TapEvent, TapAnswer]] = field(default_factory=list)
+    alarms: list[Alarm] = field(default_factory=list)
+
+
 Listener = Callable[[list[tuple[TapEvent, TapAnswer]]], None]
 """Told of the taps of a commit, after it."""
+
+
+class Shaping(Protocol):
+    """Who says that a device sends too much."""
+
+    def is_too_fast(self, device_id: str, now: int) -> bool:
+        """Count a message of a device, and say whether it is one too many."""
+        ...
 
 
 class Receipt:
@@ -45,75 +71,134 @@ class Receipt:
         self.database = database
         self.application = apply
         self.listener: Listener | None = None
-        self._keys: dict[str, Ed25519PublicKey] = {}
+        self.published = Published(database)
+        self.shaper: Shaping | None = None
+        self._keys: dict[str, list[tuple[DeviceKey, Ed25519PublicKey]]] = {}
+        self._rates: Counter[tuple[str, str, int]] = Counter()
 
     def accept_group(self, messages: Sequence[bytes], now: int) -> list[BatchAnswer | EnvelopeError]:
         """Store, apply and answer some messages in one commit. What is refused whole comes back as its EnvelopeError."""
-        opened = [self._open(message) for message in messages]
-        found: dict[int, BatchAnswer | EnvelopeError] = {
-            index: item for index, item in enumerate(opened) if isinstance(item, EnvelopeError)
-        }
-        waiting = {index: item for index, item in enumerate(opened) if isinstance(item, Batch)}
-        seen: list[tuple[TapEvent, TapAnswer]] = []
-        with self.database.write() as connection:
-            while waiting:
-                turn = _one_a_device(waiting)
-                found.update(self._accept_turn(connection, turn, now, seen))
-                waiting = {index: batch for index, batch in waiting.items() if index not in turn}
-            for index, item in found.items():
-                if isinstance(item, EnvelopeError):
-                    digest = hashlib.sha256(messages[index]).hexdigest()
-                    evidence = messages[index] if item.cause == "forked_chain" else None
-                    receipts.add_refused(connection, now, item.cause, item.detail[:500], digest, evidence)
+        opened = [self._open(message, now) for message in messages]
+        for index, item in enumerate(opened):
+            if isinstance(item, Batch) and self.shaper is not None and self.shaper.is_too_fast(item.header.device_id, now):
+                opened[index] = EnvelopeError("too_fast", f"{item.header.device_id} sends too many messages a second")
+        taken = self.database.transact(lambda connection: self._accept(connection, messages, opened, now))
         if self.listener is not None:
-            self.listener(seen)
-        return [found[index] for index in range(len(messages))]
+            self.listener(taken.seen)
+        return [taken.outcomes[index] for index in range(len(messages))]
 
     def note_refused(self, error: EnvelopeError, now: int) -> None:
         """Keep that a message was refused before it was read."""
         with self.database.write() as connection:
-            receipts.add_refused(connection, now, error.cause, error.detail, "", None)
+            receipts.add_refused(connection, [Refusal(now, error.cause, error.detail, "")])
 
-    def _open(self, message: bytes) -> Batch | EnvelopeError:
+    # ---- opening
+
+    def _open(self, message: bytes, now: int) -> Batch | EnvelopeError:
+        """The batch in a message. A signature that does not hold is checked again with the device's keys read anew: another
+        process may have taken a new one in."""
+        tried: list[DeviceId] = []
+
+        def find_keys(device_id: DeviceId) -> list[Ed25519PublicKey]:
+            tried.append(device_id)
+            return self._keys_of(device_id, now)
+
         try:
-            return open_message(message, self._find_key)
+            return open_message(message, find_keys)
+        except EnvelopeError as error:
+            if error.cause != "bad_signature" or not tried:
+                return error
+        self._keys.pop(tried[0], None)
+        try:
+            return open_message(message, find_keys)
         except EnvelopeError as error:
             return error
 
-    def _find_key(self, device_id: DeviceId) -> Ed25519PublicKey | None:
-        """A device's key: remembered, for a device never changes its key; its revocation is asked of the database."""
+    def _keys_of(self, device_id: DeviceId, now: int) -> list[Ed25519PublicKey]:
+        """The keys with which a device may sign now, newest first. Whether it was revoked is asked of the database."""
         if device_id not in self._keys:
             with self.database.read() as connection:
-                device = registry.find_device(connection, device_id)
-            if device is None:
-                return None
-            self._keys[device_id] = Ed25519PublicKey.from_public_bytes(device.public_key)
-        return self._keys[device_id]
+                found = registry.list_keys(connection, device_id)
+            if not found:
+                return []
+            self._keys[device_id] = [(key, Ed25519PublicKey.from_public_bytes(key.public_key)) for key in found]
+        return [public for key, public in self._keys[device_id] if key.valid_to is None or now < key.valid_to]
+
+    # ---- one transaction
+
+    def _accept(
+        self, connection: Connection, messages: Sequence[bytes], opened: Sequence[Batch | EnvelopeError], now: int
+    ) -> _Taken:
+        taken = _Taken({index: item for index, item in enumerate(opened) if isinstance(item, EnvelopeError)})
+        waiting = {index: item for index, item in enumerate(opened) if isinstance(item, Batch)}
+        devices = registry.lock_devices(connection, {batch.header.device_id for batch in waiting.values()})
+        while waiting:
+            turn = _one_a_device(waiting)
+            self._accept_turn(connection, turn, devices, now, taken)
+            waiting = {index: batch for index, batch in waiting.items() if index not in turn}
+        refusals = [
+            _refusal(messages[index], error, opened[index], now)
+            for index, error in taken.outcomes.items()
+            if isinstance(error, EnvelopeError) and error.cause != "too_fast"
+        ]
+        receipts.add_refused(connection, refusals)
+        receipts.add_alarms(connection, taken.alarms)
+        return taken
 
     def _accept_turn(
-        self, connection: Connection, turn: dict[int, Batch], now: int, seen: list[tuple[TapEvent, TapAnswer]]
-    ) -> dict[int, BatchAnswer | EnvelopeError]:
-        """At most one message of each device; `seen` is given its taps with their answers."""
-        found: dict[int, BatchAnswer | EnvelopeError] = {}
+        self, connection: Connection, turn: dict[int, Batch], devices: dict[str, Device], now: int, taken: _Taken
+    ) -> None:
+        """At most one message of each device; what becomes of them goes into `taken`."""
         accepted: dict[int, Continuation] = {}
         streams = receipts.find_streams(connection, {_key(batch) for batch in turn.values()})
-        devices = registry.find_devices(connection, {batch.header.device_id for batch in turn.values()})
         for index, batch in turn.items():
             try:
-                revoked_at = devices[batch.header.device_id].revoked_at
-                if revoked_at is not None and revoked_at <= now:
-                    raise EnvelopeError("revoked_device", f"{batch.header.device_id} is revoked")
-                accepted[index] = _continuation(connection, batch, streams.get(_key(batch)))
+                accepted[index] = _continuation(connection, batch, streams.get(_key(batch)), now, taken.alarms)
             except EnvelopeError as error:
-                found[index] = error
-        taps, unreadable = _new_taps(accepted, devices, now)
+                taken.outcomes[index] = error
+        taps, unreadable = self._new_taps(accepted, devices, now)
         given = self.application.apply(connection, taps, now)
-        seen += [(tap.event, given[tap.event.tap_id]) for tap in taps]
+        taken.seen += [(tap.event, given[tap.event.tap_id]) for tap in taps]
         given.update(application.quarantine(connection, unreadable, self.application.tariff, now))
         _store(connection, accepted, given, now)
         for index, continuation in accepted.items():
-            found[index] = self._answer(connection, continuation, given, now)
-        return found
+            taken.outcomes[index] = self._answer(connection, continuation, given, now)
+
+    def _new_taps(
+        self, accepted: dict[int, Continuation], devices: dict[str, Device], now: int
+    ) -> tuple[list[ReceivedTap], list[application.Unreadable]]:
+        taps: list[ReceivedTap] = []
+        unreadable: list[application.Unreadable] = []
+        for continuation in accepted.values():
+            header = continuation.batch.header
+            device = devices[header.device_id]
+            limits = msgspec.json.decode(device.limits, type=DeviceLimits) if device.limits else None
+            for sequence in range(continuation.first_new, header.last_sequence + 1):
+                try:
+                    event: TapEvent = continuation.batch.decode(sequence)
+                except TapFormatError as error:
+                    unreadable.append(application.Unreadable(header.device_id, header.epoch_hex, sequence, str(error)))
+                else:
+                    aside = self._set_aside(event, device, limits, now)
+                    taps.append(ReceivedTap(event, device.operator_id, limits, aside, device.is_corrected))
+        return taps, unreadable
+
+    def _set_aside(self, event: TapEvent, device: Device, limits: DeviceLimits | None, now: int) -> Rejected | None:
+        """Why a tap is set aside because of who sent it: the device was revoked, or reports more than it may."""
+        if device.revoked_at is not None and device.revoked_at <= now:
+            return Rejected("revoked_device", f"{device.device_id} was revoked at {device.revoked_at} ms, before this came in")
+        if limits is None:
+            return None
+        for most, name, length in ((limits.taps_a_minute, "minute", _MINUTE_MS), (limits.taps_a_day, "day", _DAY_MS)):
+            if most is None:
+                continue
+            key = (device.device_id, name, event.event_time_ms // length)
+            self._rates[key] += 1
+            if self._rates[key] > most:
+                return Rejected("too_many_taps", f"{device.device_id} reports more than {most} taps a {name}")
+        if len(self._rates) > 100_000:
+            self._rates.clear()
+        return None
 
     def _answer(
         self, connection: Connection, continuation: Continuation, given: dict[FactId, TapAnswer], now: int
@@ -126,9 +211,64 @@ class Receipt:
             epoch=header.epoch_hex,
             acknowledged_through=max(header.last_sequence, continuation.first_new - 1),
             server_time=now,
-            deny_list_version=self.application.deny_list_version,
+            deny_list_version=self.published.deny_list_version,
+            rules_version=self.published.rules_version,
+            wanted=_wanted(connection, continuation),
             answers=(*repeated, *new),
         )
+
+
+class Published:
+    """The newest versions that terminals are told of; `refresh` asks the database."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.deny_list_version = 0
+        self.rules_version = 0
+        self._waiting: set[asyncio.Event] = set()
+
+    async def changed(self, seconds: float) -> None:
+        """Wait until something new is published, or so long."""
+        event = asyncio.Event()
+        self._waiting.add(event)
+        try:
+            await asyncio.wait_for(event.wait(), seconds)
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting.discard(event)
+
+    def wake(self) -> None:
+        """Tell whoever waits in this process."""
+        for event in self._waiting:
+            event.set()
+
+    def refresh(self) -> bool:
+        """Ask what is newest; whether anything changed."""
+        with self.database.read() as connection:
+            versions = (deny.newest_version(connection), deny.newest_serial(connection, deny.RULES))
+        changed = versions != (self.deny_list_version, self.rules_version)
+        self.deny_list_version, self.rules_version = versions
+        return changed
+
+
+def _wanted(connection: Connection, continuation: Continuation) -> tuple[Wanted, ...]:
+    """What is missing of the device's earlier epochs; looked up when an epoch begins and at heartbeats only. An epoch without
+    taps that is not known is wanted as well: only its header says what was before it."""
+    if continuation.stream is not None and continuation.batch.header.count:
+        return ()
+    streams = receipts.streams_of_device(connection, continuation.batch.header.device_id)
+    known = {stream.epoch for stream in streams}
+    empty = [s.predecessor for s in streams if s.predecessor and s.predecessor not in known and not s.predecessor_last]
+    return tuple(Wanted(gap.epoch, gap.first) for gap in find_gaps(streams)) + tuple(Wanted(epoch, 1) for epoch in empty)
+
+
+def _refusal(message: bytes, error: EnvelopeError, opened: Batch | EnvelopeError, now: int) -> Refusal:
+    """The record of a refused message; of one that its device did sign and that tells another story, with the message."""
+    digest = hashlib.sha256(message).hexdigest()
+    device_id = opened.header.device_id if isinstance(opened, Batch) else None
+    evidence = message if error.cause == "forked_chain" else None
+    return Refusal(now, error.cause, error.detail[:500], digest, device_id, evidence)
 
 
 def _one_a_device(waiting: dict[int, Batch]) -> dict[int, Batch]:
@@ -147,17 +287,14 @@ def _tap_id(batch: Batch, sequence: int) -> FactId:
     return tap_id(batch.header.device_id, batch.header.epoch_hex, sequence)
 
 
-def _continuation(connection: Connection, batch: Batch, stream: Stream | None) -> Continuation:
+def _continuation(connection: Connection, batch: Batch, stream: Stream | None, now: int, alarms: list[Alarm]) -> Continuation:
     """Where a message goes on. EnvelopeError `gap` where something before it is missing, `forked_chain` where it tells
-    another story of what is held already."""
+    another story of what is held already: a device that was rolled back or cloned, which raises an alarm with both sides."""
     header = batch.header
     if stream is None:
         if header.first_sequence != 1:
             raise EnvelopeError("gap", f"epoch {header.epoch_hex} is not known yet", resume_from=1)
-        before = header.predecessor
-        other = receipts.find_successor(connection, header.device_id, before.epoch.hex()) if before else None
-        if other is not None:
-            raise EnvelopeError("forked_chain", f"epoch {other} continues the same one: a device rolled back or cloned")
+        _check_beginning(connection, batch, now, alarms)
         return Continuation(batch, None, 1)
     held = stream.acknowledged_through
     if header.first_sequence > held + 1:
@@ -167,8 +304,37 @@ def _continuation(connection: Connection, batch: Batch, stream: Stream | None) -
     else:
         same = _held_taps(connection, batch) == list(batch.taps)
     if not same:
+        detail = f"epoch {header.epoch_hex}: taps up to {held} are held with other content"
+        other = receipts.list_batches(connection, header.device_id, header.epoch_hex, header.first_sequence, held)
+        alarms.append(Alarm(now, "forked_chain", header.device_id, detail, batch.message, other[0].message if other else None))
         raise EnvelopeError("forked_chain", f"taps up to {held} are held with other content")
     return Continuation(batch, stream, held + 1)
+
+
+def _check_beginning(connection: Connection, batch: Batch, now: int, alarms: list[Alarm]) -> None:
+    """A new epoch fits what is held of its device. EnvelopeError `forked_chain` where another one continues the same epoch."""
+    header = batch.header
+    device_id, before = header.device_id, header.predecessor
+    if before is None:
+        known = receipts.find_latest_stream(connection, device_id)
+        if known is not None:
+            detail = f"epoch {header.epoch_hex} names no predecessor, but {known.epoch} is held: the device lost its memory"
+            alarms.append(Alarm(now, "lost_memory", device_id, detail, batch.message))
+        return
+    epoch = before.epoch.hex()
+    other = receipts.find_successor(connection, device_id, epoch)
+    if other is not None:
+        held = receipts.list_batches(connection, device_id, other, 1, 1)
+        detail = f"epochs {other} and {header.epoch_hex} both continue {epoch}"
+        alarms.append(Alarm(now, "two_successors", device_id, detail, batch.message, held[0].message if held else None))
+        raise EnvelopeError("forked_chain", f"epoch {other} continues the same one: a device rolled back or cloned")
+    stream = receipts.find_streams(connection, [(device_id, epoch)]).get((device_id, epoch))
+    if stream is None or stream.acknowledged_through < before.last_sequence:
+        return
+    if stream.acknowledged_through > before.last_sequence or stream.head != before.head:
+        last = receipts.list_batches(connection, device_id, epoch, stream.acknowledged_through, stream.acknowledged_through)
+        detail = f"epoch {epoch} ended at {before.last_sequence} as the device remembers, {stream.acknowledged_through} is held"
+        alarms.append(Alarm(now, "rolled_back", device_id, detail, batch.message, last[0].message if last else None))
 
 
 def _held_taps(connection: Connection, batch: Batch) -> list[bytes]:
@@ -196,23 +362,6 @@ def _repeated_answers(connection: Connection, continuation: Continuation) -> lis
         for answer in answers.decode_stored(stored.answers)
     ]
     return [answer for answer in found if header.first_sequence <= answer.sequence <= last]
-
-
-def _new_taps(
-    accepted: dict[int, Continuation], devices: dict[str, registry.Device], now: int
-) -> tuple[list[ReceivedTap], list[application.Unreadable]]:
-    taps: list[ReceivedTap] = []
-    unreadable: list[application.Unreadable] = []
-    for continuation in accepted.values():
-        header = continuation.batch.header
-        for sequence in range(continuation.first_new, header.last_sequence + 1):
-            try:
-                event: TapEvent = continuation.batch.decode(sequence)
-            except TapFormatError as error:
-                unreadable.append(application.Unreadable(header.device_id, header.epoch_hex, sequence, str(error)))
-            else:
-                taps.append(ReceivedTap(event, devices[header.device_id].operator_id))
-    return taps, unreadable
 
 
 def _store(connection: Connection, accepted: dict[int, Continuation], given: dict[FactId, TapAnswer], now: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import Field
@@ -26,6 +28,8 @@ class Settings(BaseSettings):
 
     data: Path = Path("motthe-data")
     database_url: str | None = None
+    redis_url: str | None = None
+    """Redis or Valkey, where several processes serve; without it each asks the database once a second."""
     tariff: Path = Field(default_factory=default_tariff)
     adopt: tuple[str, ...] = ()
     public_delay_minutes: int = 5
@@ -43,12 +47,20 @@ class Settings(BaseSettings):
         """The key under which tokens and card numbers are hashed; made on first use, readable by its owner only."""
         return secret_file(self.data / "keys" / "server.key")
 
+    @property
+    def at_rest_key(self) -> bytes:
+        """The key under which messages and tokens are encrypted in the database."""
+        return secret_file(self.data / "keys" / "at-rest.key")
+
 
 def secret_file(path: Path) -> bytes:
-    """32 secret bytes kept in a file, made if it is not there."""
+    """32 secret bytes kept in a file, made if it is not there; whole or not at all, also for who reads at the same moment."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600, exist_ok=True)
-        if not path.stat().st_size:
-            path.write_bytes(secrets.token_bytes(32))
+        own = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        own.touch(mode=0o600)
+        own.write_bytes(secrets.token_bytes(32))
+        with suppress(FileExistsError):  # another process was quicker: its bytes hold
+            os.link(own, path)
+        own.unlink()
     return path.read_bytes()

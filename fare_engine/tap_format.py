@@ -4,8 +4,7 @@ Decides what bytes are a message, what is a tap, and that both are what their de
 the device may still speak (revocation), whether the batch continues what is already held (gaps, forks), what a tap
 means. docs/tap-format.md is the specification, for whoever builds a terminal in another language, with test vectors.
 
-Bytes are verified as received and only then parsed, by a reader that takes nothing but deterministic CBOR (RFC 8949,
-4.2.1) of the few types in use: no tags, no floats, no indefinite lengths, and no memory taken on a declared length."""
+Bytes are verified as received and only then parsed, by the strict reader of fare_engine/cose.py."""
 
 from __future__ import annotations
 
@@ -17,9 +16,9 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import cbor2
 import msgspec
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from fare_engine.cose import LARGEST, CoseError, Signature, octets, read_cbor, read_map, read_sign1, shown, sign1, text, uint
 from fare_engine.errors import EnvelopeError, MottheError
 from fare_engine.ids import DeviceId, FactId, RouteId, StopId, tap_id
 
@@ -27,17 +26,11 @@ FORMAT: Final = 1
 MAX_MESSAGE_BYTES: Final = 1 << 20
 MAX_TAPS: Final = 2000
 MAX_TAP_BYTES: Final = 1024
-LARGEST: Final = (1 << 48) - 1
-"""Largest number anywhere in the format: as milliseconds the year 10889, and exact in every language and database."""
-
 EPOCH_BYTES: Final = 8
 HEAD_BYTES: Final = 32
 TOKEN_BYTES: Final = 16
 
 _GENESIS: Final = "motthe-epoch-1"
-_MAX_DEPTH: Final = 3
-_COSE_SIGN1: Final = b"\xd2"  # tag 18 (RFC 9052, 4.2)
-_ALGORITHM, _KEY_ID, _EDDSA = 1, 4, -8  # RFC 9052, 3.1; RFC 9053, 2.2
 
 
 class TapFormatError(MottheError):
@@ -91,6 +84,9 @@ class TapEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     token: bytes | None = None
     """Terminal token, 16 bytes; only an OUTCOME may come without."""
     token_key_version: int | None = None
+    """Version of the domain key that made `token`."""
+    former_token: bytes | None = None
+    """The same medium's token under the domain key before that one; only while a change of the domain key overlaps."""
     medium: str | None = None
     """What holds the token: "emv", "wallet:zalopay-code", …"""
     stop_id: StopId | None = None
@@ -191,7 +187,8 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
         return decode_tap(self.taps[sequence - header.first_sequence], header.device_id, header.epoch, sequence)
 
 
-FindKey = Callable[[DeviceId], Ed25519PublicKey | None]
+FindKeys = Callable[[DeviceId], Sequence[Ed25519PublicKey]]
+"""The keys that a device may sign with, newest first: two while it changes keys, none if it is not known."""
 
 
 # ---- tokens and the chain
@@ -262,16 +259,8 @@ def header_for(
 
 def seal(private_key: Ed25519PrivateKey, header: BatchHeader, taps: Sequence[bytes]) -> bytes:
     """The message with these taps, signed. Whether header and taps fit is checked where it is opened."""
-    payload = cbor2.dumps(_header_out(header))
-    protected = cbor2.dumps({_ALGORITHM: _EDDSA, _KEY_ID: header.device_id.encode()})
-    signature = private_key.sign(_to_be_signed(protected, payload))
-    sign1 = _COSE_SIGN1 + cbor2.dumps([protected, {}, payload, signature])
-    return cbor2.dumps([sign1, list(taps)])
-
-
-def _to_be_signed(protected: bytes, payload: bytes) -> bytes:
-    """Sig_structure of RFC 9052, 4.4, with no external data."""
-    return cbor2.dumps(["Signature1", protected, b"", payload])
+    signed = sign1(private_key, header.device_id.encode(), cbor2.dumps(_header_out(header)))
+    return cbor2.dumps([signed, list(taps)])
 
 
 def _header_out(header: BatchHeader) -> dict[int, object]:
@@ -300,15 +289,15 @@ def _predecessor_out(predecessor: Predecessor | None) -> list[object] | None:
 # ---- opening a message
 
 
-def open_message(message: bytes, find_key: FindKey, *, limit: int = MAX_MESSAGE_BYTES) -> Batch:
+def open_message(message: bytes, find_keys: FindKeys, *, limit: int = MAX_MESSAGE_BYTES) -> Batch:
     """The batch in a message, after its size, shape, signature and chain were checked, in this order.
 
-    `find_key` gives the device's public key, or None for a device it does not know. Raises EnvelopeError with one of
-    the causes too_large, not_cbor, bad_structure, unsupported_algorithm, unknown_device, bad_signature, bad_header,
-    device_mismatch, broken_chain. No part of a message that raised may be used."""
+    `find_keys` gives the device's public keys. Raises EnvelopeError with one of the causes too_large, not_cbor,
+    bad_structure, unsupported_algorithm, unknown_device, bad_signature, bad_header, device_mismatch, broken_chain. No
+    part of a message that raised may be used."""
     if len(message) > limit:
         raise EnvelopeError("too_large", f"{len(message)} bytes, at most {limit}")
-    return _open(message, find_key)
+    return _open(message, find_keys)
 
 
 def reopen_message(message: bytes) -> Batch:
@@ -316,12 +305,15 @@ def reopen_message(message: bytes) -> Batch:
     return _open(message, None)
 
 
-def _open(message: bytes, find_key: FindKey | None) -> Batch:
-    sign1, taps = _outer_parts(message)
-    protected, payload, signature = _sign1_parts(sign1)
-    device_id = _signer(protected)
-    if find_key is not None:
-        _verify(find_key(device_id), device_id, signature, _to_be_signed(protected, payload))
+def _open(message: bytes, find_keys: FindKeys | None) -> Batch:
+    try:
+        sign1, taps = _outer_parts(message)
+        payload, signature = read_sign1(sign1)
+    except CoseError as fault:
+        raise EnvelopeError(fault.cause, fault.detail) from None
+    device_id = _device_of(signature.key_id)
+    if find_keys is not None:
+        _verify(find_keys(device_id), device_id, signature)
     header = _read_header(payload)
     if header.device_id != device_id:
         raise EnvelopeError("device_mismatch", f"signed by {device_id!r}, header of {header.device_id!r}")
@@ -330,53 +322,40 @@ def _open(message: bytes, find_key: FindKey | None) -> Batch:
 
 def _outer_parts(message: bytes) -> tuple[bytes, tuple[bytes, ...]]:
     """The signed part and the taps."""
-    match _read_envelope(message, "message"):
+    try:
+        outer = read_cbor(message)
+    except ValueError as fault:
+        raise EnvelopeError("not_cbor", f"message: {fault}") from None
+    match outer:
         case [bytes() as sign1, [*taps]] if all(type(tap) is bytes for tap in taps):
             return sign1, tuple(cast(list[bytes], taps))
     raise EnvelopeError("bad_structure", "the message is not [sign1 bytes, [tap bytes, …]]")
 
 
-def _sign1_parts(sign1: bytes) -> tuple[bytes, bytes, bytes]:
-    """Protected header, payload and signature of a COSE_Sign1; nothing may stand in the unprotected header."""
-    if sign1[:1] != _COSE_SIGN1:
-        raise EnvelopeError("bad_structure", "the signed part does not begin with CBOR tag 18")
-    match _read_envelope(sign1[1:], "COSE_Sign1"):
-        case [bytes() as protected, dict() as unprotected, bytes() as payload, bytes() as signature] if not unprotected:
-            return protected, payload, signature
-    raise EnvelopeError("bad_structure", "the signed part is not [protected, {}, payload, signature]")
-
-
-def _signer(protected: bytes) -> DeviceId:
-    """The device that says it signed, from a protected header that holds an algorithm, a key id and nothing else."""
-    fields = _read_envelope(protected, "protected header")
-    if not isinstance(fields, dict) or fields.keys() - {_ALGORITHM, _KEY_ID}:
-        raise EnvelopeError("bad_structure", "the protected header is not {1: algorithm, 4: key id}")
-    if fields.get(_ALGORITHM) != _EDDSA:
-        raise EnvelopeError("unsupported_algorithm", f"{_shown(fields.get(_ALGORITHM))}, only {_EDDSA} (EdDSA) is taken")
+def _device_of(key_id: bytes) -> DeviceId:
     try:
-        return _device(str(fields.get(_KEY_ID, b""), "utf-8"))
-    except (TypeError, ValueError):
+        return _device(str(key_id, "utf-8"))
+    except ValueError:
         raise EnvelopeError("bad_structure", "the key id is not the UTF-8 of a device id") from None
 
 
-def _verify(key: Ed25519PublicKey | None, device_id: DeviceId, signature: bytes, signed: bytes) -> None:
-    if key is None:
+def _verify(keys: Sequence[Ed25519PublicKey], device_id: DeviceId, signature: Signature) -> None:
+    """One of the keys must have signed: a device that changes its key has two for a while."""
+    if not keys:
         raise EnvelopeError("unknown_device", repr(device_id))
-    try:
-        key.verify(signature, signed)
-    except InvalidSignature:
-        raise EnvelopeError("bad_signature", f"not signed by the key of {device_id!r}") from None
+    if not any(signature.holds(key) for key in keys):
+        raise EnvelopeError("bad_signature", f"not signed by a key of {device_id!r}")
 
 
 def _read_header(payload: bytes) -> BatchHeader:
     """The header from a payload whose signature holds."""
     try:
-        fields = _read_map(payload)
+        fields = read_map(payload)
         first = fields.get(4) == 1
         if fields.keys() != (_FIRST_HEADER_KEYS if first else _HEADER_KEYS):
-            raise ValueError(f"keys {sorted(fields)} in a batch whose first sequence is {_shown(fields.get(4))}")
+            raise ValueError(f"keys {sorted(fields)} in a batch whose first sequence is {shown(fields.get(4))}")
         if fields[1] != FORMAT:
-            raise ValueError(f"format {_shown(fields[1])}, only {FORMAT} is taken")
+            raise ValueError(f"format {shown(fields[1])}, only {FORMAT} is taken")
         return BatchHeader(
             device_id=_device(fields[2]),
             epoch=_epoch(fields[3]),
@@ -412,7 +391,7 @@ def decode_tap(data: bytes, device_id: DeviceId, epoch: bytes, sequence: int) ->
     """The tap in `data`, which stands at this place of its device's stream; raises TapFormatError."""
     _check_size(data)
     try:
-        fields = _read_map(data)
+        fields = read_map(data)
     except ValueError as fault:
         raise TapFormatError(str(fault)) from None
     values: dict[str, Any] = {}
@@ -441,6 +420,8 @@ def _check_together(tap: TapEvent) -> None:
         _check_presentation(tap)
     if (tap.token is None) != (tap.medium is None) or (tap.token is None) != (tap.token_key_version is None):
         raise TapFormatError("token, token_key_version and medium stand together or not at all")
+    if tap.former_token is not None and not tap.token_key_version:
+        raise TapFormatError(f"a former token beside token_key_version {tap.token_key_version!r}: there was no key before")
     if (tap.reason is None) != (tap.decision is not Decision.REFUSED_ALONE):
         raise TapFormatError(f"decision {tap.decision!r} with reason {tap.reason!r}: a reason is for a refusal")
     if tap.event_time_ms < 0:
@@ -472,38 +453,9 @@ _Value = TypeVar("_Value")
 _Read = Callable[[object], object]
 
 
-def _uint(lowest: int = 0, highest: int = LARGEST) -> Callable[[object], int]:
-    def read(value: object) -> int:
-        if not isinstance(value, int) or not lowest <= value <= highest:
-            raise ValueError(f"not a whole number from {lowest} to {highest}: {_shown(value)}")
-        return value
-
-    return read
-
-
-def _octets(length: int) -> Callable[[object], bytes]:
-    def read(value: object) -> bytes:
-        if not isinstance(value, bytes) or len(value) != length:
-            raise ValueError(f"not {length} bytes: {_shown(value)}")
-        return value
-
-    return read
-
-
-def _text(longest: int) -> Callable[[object], str]:
-    """Text without control characters: some stores take no NUL, and no log line should break."""
-
-    def read(value: object) -> str:
-        if not isinstance(value, str) or not 0 < len(value) <= longest or not value.isprintable():
-            raise ValueError(f"not printable text of 1 to {longest} characters: {_shown(value)}")
-        return value
-
-    return read
-
-
-_epoch, _hash, _token = _octets(EPOCH_BYTES), _octets(HEAD_BYTES), _octets(TOKEN_BYTES)
-_number, _position, _count = _uint(), _uint(1), _uint(0, MAX_TAPS)
-_name = _text(64)
+_epoch, _hash, _token = octets(EPOCH_BYTES), octets(HEAD_BYTES), octets(TOKEN_BYTES)
+_number, _position, _count = uint(), uint(1), uint(0, MAX_TAPS)
+_name = text(64)
 
 
 def _device(value: object) -> DeviceId:
@@ -520,11 +472,11 @@ def _predecessor(value: object) -> Predecessor | None:
             return None
         case [epoch, last_sequence, head]:
             return Predecessor(_epoch(epoch), _number(last_sequence), _hash(head))
-    raise ValueError(f"the predecessor is neither null nor [epoch, last sequence, head]: {_shown(value)}")
+    raise ValueError(f"the predecessor is neither null nor [epoch, last sequence, head]: {shown(value)}")
 
 
 def _offset(value: object) -> int:
-    offset = _uint(-LARGEST)(value)
+    offset = uint(-LARGEST)(value)
     if offset == 0:
         raise ValueError("an offset of 0 is left out")
     return offset
@@ -534,7 +486,7 @@ def _place(value: object) -> TapPlace:
     match value:
         case [epoch, sequence]:
             return TapPlace(_epoch(epoch), _position(sequence))
-    raise ValueError(f"not [epoch, sequence]: {_shown(value)}")
+    raise ValueError(f"not [epoch, sequence]: {shown(value)}")
 
 
 def _place_out(place: TapPlace) -> list[object]:
@@ -565,16 +517,17 @@ _FIELDS: Final[dict[int, _Field]] = {
     6: _Field("route_id", _name),
     7: _Field("vehicle_id", _name),
     8: _Field("section", _name),
-    9: _Field("persons", _uint(2, 255), absent=1),
+    9: _Field("persons", uint(2, 255), absent=1),
     10: _Field("device_time", _number),
     11: _Field("clock_offset_ms", _offset, absent=0),
     12: _Field("clock_error_ms", _number),
     13: _Field("decision", cast(_Read, Decision), int),
-    14: _Field("reason", _text(200)),
+    14: _Field("reason", text(200)),
     15: _Field("deny_list_version", _number),
     16: _Field("tariff_version", _name),
     17: _Field("spoken_of", _place, _place_out),
     18: _Field("outcome", cast(_Read, Outcome), int),
+    19: _Field("former_token", _token),
 }
 
 
@@ -583,102 +536,3 @@ def _read_field(field: _Field, value: object) -> object:
         return field.read(value)
     except ValueError as fault:
         raise TapFormatError(f"{field.name}: {fault}") from None
-
-
-def _shown(value: object) -> str:
-    """A value for a message: short, and never the content of bytes, which may be a token."""
-    return f"{len(value)} bytes" if isinstance(value, bytes) else repr(value)[:80]
-
-
-# ---- deterministic CBOR, the few types in use
-# cbor2 writes; it does not read what comes in, for it acts on tags (dates, regular expressions, big numbers).
-
-_UNSIGNED, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP = range(6)
-_NULL: Final = 0xF6
-_ARGUMENT_BYTES: Final = {24: 1, 25: 2, 26: 4, 27: 8}
-_LEAST_ARGUMENT: Final = {24: 24, 25: 1 << 8, 26: 1 << 16, 27: 1 << 32}
-
-
-def _read_envelope(data: bytes, what: str) -> object:
-    try:
-        return _read_all(data)
-    except ValueError as fault:
-        raise EnvelopeError("not_cbor", f"{what}: {fault}") from None
-
-
-def _read_map(data: bytes) -> dict[int, object]:
-    fields = _read_all(data)
-    if not isinstance(fields, dict):
-        raise ValueError(f"not a map: {_shown(fields)}")
-    return fields
-
-
-def _read_all(data: bytes) -> object:
-    """The one item that `data` is; raises ValueError, also for anything after it."""
-    try:
-        value, end = _read_item(data, 0, _MAX_DEPTH)
-    except IndexError:
-        raise ValueError("CBOR ends too early") from None
-    except UnicodeDecodeError:
-        raise ValueError("CBOR text that is not UTF-8") from None
-    if end != len(data):
-        raise ValueError(f"{len(data) - end} bytes after the CBOR item")
-    return value
-
-
-def _read_item(data: bytes, at: int, depth: int) -> tuple[object, int]:
-    """The item that begins at `at`, and where the next one begins. IndexError: the data ends within it."""
-    initial = data[at]
-    major, argument = initial >> 5, initial & 31
-    at += 1
-    if argument > 23:
-        argument, at = _long_argument(data, at, argument)
-    if major == _UNSIGNED:
-        return argument, at
-    if major in (_TEXT, _BYTES):
-        end = at + argument
-        if end > len(data):
-            raise IndexError
-        return (data[at:end] if major == _BYTES else str(data[at:end], "utf-8")), end
-    if major == _NEGATIVE:
-        return -1 - argument, at
-    if initial == _NULL:
-        return None, at
-    if depth == 0 or major not in (_ARRAY, _MAP):
-        raise ValueError(f"CBOR that the format does not use: {initial:#04x} at byte {at - 1}")
-    return (_read_array if major == _ARRAY else _read_fields)(data, at, argument, depth - 1)
-
-
-def _long_argument(data: bytes, at: int, form: int) -> tuple[int, int]:
-    """An argument of 1 to 8 bytes, in the shortest form that holds it."""
-    size = _ARGUMENT_BYTES.get(form)
-    if size is None:
-        raise ValueError("CBOR of indefinite length or a reserved form")
-    if at + size > len(data):
-        raise IndexError
-    argument = int.from_bytes(data[at : at + size], "big")
-    if argument < _LEAST_ARGUMENT[form]:
-        raise ValueError(f"CBOR argument {argument} in more bytes than it needs")
-    return argument, at + size
-
-
-def _read_array(data: bytes, at: int, length: int, depth: int) -> tuple[list[object], int]:
-    """As many items as declared: the list grows with what is there, not with what is declared."""
-    items: list[object] = []
-    for _ in range(length):
-        item, at = _read_item(data, at, depth)
-        items.append(item)
-    return items, at
-
-
-def _read_fields(data: bytes, at: int, length: int, depth: int) -> tuple[dict[int, object], int]:
-    """A map from the keys 0 to 23, each larger than the one before it (RFC 8949, 4.2.1: sorted, and none twice)."""
-    fields: dict[int, object] = {}
-    last = -1
-    for _ in range(length):
-        key = data[at]
-        if not last < key < 24:
-            raise ValueError(f"CBOR map key {key:#04x} after {last}")
-        fields[key], at = _read_item(data, at + 1, depth)
-        last = key
-    return fields, at

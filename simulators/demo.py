@@ -30,13 +30,14 @@ from rich.table import Table
 
 from clearing.audit import AuditReport
 from clearing.commands import audit_date, clear_date, end_of, let_time_pass, print_close, write_documents
+from fare_engine import publishing
 from fare_engine.application import Application
 from fare_engine.commands import Opened, open_store
 from fare_engine.errors import MottheError
 from fare_engine.money import format_amount
 from fare_engine.service_day import MINUTE_MS, day_starts_at, to_day
 from fare_engine.settings import PROJECT, secret_file
-from fare_engine.store import registry, travellers
+from fare_engine.store import registry
 from fare_engine.store.database import Database, sqlite_url
 from fare_engine.tokens import stored_token
 from simulators import harm, seeding
@@ -96,7 +97,7 @@ def prepare(data: Path, seed: int, riders: int) -> None:
     (data / MARK).write_text(json.dumps({"seed": seed, "riders": riders, "service_date": DAY}) + "\n", encoding="utf-8")
     seeding.write_keys(data, seed)
     secret_file(data / "keys" / "demo.key")
-    database = Database(sqlite_url(data / "motthe.db"))
+    database = Database(sqlite_url(data / "motthe.db"), secret_file(data / "keys" / "at-rest.key"))
     database.create()
     with database.write() as connection:
         registry.save_settings(connection, {"tariff": TARIFF, "adopt": ADOPTED})
@@ -246,7 +247,7 @@ def _presentations(riders: list[Rider], troubles: Troubles) -> list[Presentation
 
 def _report_lost(opened: Opened, token: bytes, at: int) -> None:
     with opened.database.write() as connection:
-        travellers.block_token(connection, stored_token(opened.server_key, token), at)
+        publishing.block(connection, stored_token(opened.server_key, token), at, "lost")
 
 
 def _break(what: str, fleet: Fleet, at: int) -> None:

@@ -17,7 +17,7 @@ from fare_engine.pricing.state import NEVER
 from fare_engine.service.app import Service, open_service
 from fare_engine.store import registry, travellers
 from fare_engine.store.registry import Device
-from fare_engine.store.travellers import Account, Token, Traveller
+from fare_engine.store.travellers import Account, NewToken, Traveller
 from fare_engine.tap_format import terminal_token
 from fare_engine.tokens import stored_token
 
@@ -44,8 +44,11 @@ def load_city(
         numbers = range(start, min(riders, start + CHUNK))
         with service.database.write() as connection:
             travellers.add_accounts(connection, [Account(f"A{n}", "postpaid", 0) for n in numbers])
-            tokens = {n: stored_token(service.server_key, terminal_token(domain_key, f"{n}".encode())) for n in numbers}
-            travellers.add_tokens(connection, [Token(token, f"R{n}", f"A{n}", None) for n, token in tokens.items()])
+            tokens = {n: terminal_token(domain_key, f"{n}".encode()) for n in numbers}
+            travellers.add_tokens(
+                connection,
+                [NewToken(stored_token(service.server_key, token), f"R{n}", f"A{n}", token) for n, token in tokens.items()],
+            )
             travellers.add_travellers(connection, [Traveller(f"R{n}", f"A{n}", Record(), NEVER) for n in numbers])
     service.database.dispose()
     described = {"seed": seed, "devices": devices, "riders": riders, "routes": routes, "domain_key": domain_key.hex()}

@@ -18,7 +18,7 @@ from fare_engine.pricing.state import NEVER
 from fare_engine.store import books, registry, travellers
 from fare_engine.store.database import Database
 from fare_engine.store.registry import Device
-from fare_engine.store.travellers import Account, Token, Traveller
+from fare_engine.store.travellers import Account, NewToken, Traveller
 from fare_engine.tokens import issued_pin, stored_card_number, stored_token
 from simulators.city import City
 from simulators.riders import Rider
@@ -52,7 +52,10 @@ def seed_riders(database: Database, riders: list[Rider], server_key: bytes, seed
             _book_top_ups(connection, accounts, service_date)
             travellers.add_tokens(
                 connection,
-                [Token(stored_token(server_key, rider.card or b""), rider.rider_id, _account_id(rider), None) for rider in chunk],
+                [
+                    NewToken(stored_token(server_key, rider.card or b""), rider.rider_id, _account_id(rider), rider.card)
+                    for rider in chunk
+                ],
             )
             travellers.add_travellers(
                 connection, [Traveller(rider.rider_id, _account_id(rider), _record(rider), NEVER) for rider in chunk]
@@ -111,10 +114,11 @@ def pin_of(rider_id: str, seed: int, server_key: bytes) -> str:
 
 def write_keys(data: Path, seed: int) -> None:
     """The demo's server key comes from the seed, so that two runs of a seed are the same to the byte."""
-    path = data / "keys" / "server.key"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    path.write_bytes(hashlib.sha256(f"motthe demo {seed}".encode()).digest())
+    for name in ("server", "at-rest"):
+        path = data / "keys" / f"{name}.key"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_bytes(hashlib.sha256(f"motthe demo {name} {seed}".encode()).digest())
 
 
 def _account_id(rider: Rider) -> str:

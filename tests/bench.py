@@ -145,7 +145,7 @@ def bench_messages() -> dict[str, object]:
     found: dict[str, object] = {"ed25519_verify_per_second": verify}
     for size in (1, 200):
         message = _message(key, size)
-        speed = rate(100, lambda message=message: [open_message(message, lambda _: public) for _ in range(100)])  # type: ignore[misc]
+        speed = rate(100, lambda message=message: [open_message(message, lambda _: [public]) for _ in range(100)])  # type: ignore[misc]
         found[f"open_{size}_per_second"] = speed
         found[f"open_{size}_ratio_to_verify"] = round(speed / verify, 3)
     chain = b"\x00" * 64

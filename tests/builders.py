@@ -32,10 +32,11 @@ from fare_engine.pricing.lines import Line
 from fare_engine.pricing.state import NEVER
 from fare_engine.receipt import Receipt
 from fare_engine.service_day import parse_instant
+from fare_engine.settings import secret_file
 from fare_engine.store import registry, travellers
 from fare_engine.store.database import Database, sqlite_url
 from fare_engine.store.registry import Device
-from fare_engine.store.travellers import Account, Token, Traveller
+from fare_engine.store.travellers import Account, NewToken, Traveller
 from fare_engine.tap_format import (
     Decision,
     Outcome,
@@ -410,7 +411,7 @@ class Town:
         self.data = data
         data.mkdir(parents=True, exist_ok=True)
         self.tariff = load_compiled(city, adopt)
-        database = Database(sqlite_url(data / "motthe.db"))
+        database = Database(sqlite_url(data / "motthe.db"), secret_file(data / "keys" / "at-rest.key"))
         database.create()
         self.opened = Opened(data, database, self.tariff, city, tuple(adopt), SERVER_KEY)
         self.database = database
@@ -428,7 +429,7 @@ class Town:
         record = Record(entitlements=[Entitlement(category, 0, None)] if category else [])
         with self.database.write() as connection:
             travellers.add_accounts(connection, [Account(f"account-{card}", kind, balance) for card in cards])
-            travellers.add_tokens(connection, [Token(self._token_id(card), card, f"account-{card}", None) for card in cards])
+            travellers.add_tokens(connection, [NewToken(self._token_id(card), card, f"account-{card}") for card in cards])
             travellers.add_travellers(connection, [Traveller(card, f"account-{card}", record, NEVER) for card in cards])
 
     def take(self, day: str, now: str = "", decision: Decision = Decision.ADMITTED_ALONE) -> list[TapAnswer]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,11 +42,18 @@ def statements(data: Path, day: str = DAY) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((data / "statements" / day).iterdir())}
 
 
-def motthe(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def motthe(
+    *arguments: str, timeout: float = 120, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """The command, as a process of its own that sees no setting of this one."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MOTTHE_")} | {"COLUMNS": "200"}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MOTTHE_")} | {"COLUMNS": "200"}
     return subprocess.run(
-        [sys.executable, "-m", "motthe", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+        [sys.executable, "-m", "motthe", *arguments],
+        cwd=ROOT,
+        env=own | dict(environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
 
 

@@ -23,10 +23,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(data: Path, port: int, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def start(data: Path, port: int, environment: Mapping[str, str] | None = None, *options: str) -> subprocess.Popen[bytes]:
     """`motthe serve` over a folder; it answers when this returns."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("MOTTHE_")} | dict(environment or {})
-    command = [sys.executable, "-m", "motthe", "serve", "--port", f"{port}", "--data", f"{data}"]
+    command = [sys.executable, "-m", "motthe", "serve", "--port", f"{port}", "--data", f"{data}", *options]
     process = subprocess.Popen(command, cwd=ROOT, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 30

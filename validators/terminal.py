@@ -1,7 +1,8 @@
 """One terminal: a token is presented, the rider gets an answer, and what was seen is signed, stored and sent.
 
 Decides whether the server is asked or the terminal decides alone, what goes into a tap, and what is sent next: live
-taps before a backlog. Leaves fares to the server: a terminal knows none. It reads no clock and sends nothing by itself;
+taps before a backlog. Leaves fares to the server: a terminal knows none. By what it decides alone is in published.py (deny
+list, rules) and memory.py (who was here). It reads no clock and sends nothing by itself;
 time is the device's, in milliseconds UTC, and comes as an argument. docs/terminal-protocol.md is the specification."""
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fare_engine.errors import MottheError
 from fare_engine.ids import DeviceId, FactId, RouteId, StopId, tap_id
+from fare_engine.publications import Kind, Publisher, TerminalRules
 from fare_engine.tap_format import Decision, Outcome, TapEvent, TapKind, TapPlace, encode_tap
 from validators.clock import ClockEstimate, learn
-from validators.deny_list import EMPTY, DenyList, check_replacement
-from validators.outbox import BATCH_TAPS, Outbox, OutboxError, RandomBytes
-from validators.uplink import Answer, Backoff, Problem, Reply, TapAnswer, Unreachable, Uplink
+from validators.deny_list import EMPTY, DenyList, Limits
+from validators.memory import LastKnown, Memory, Seen
+from validators.outbox import BATCH_TAPS, Damage, EpochState, Outbox, OutboxError, RandomBytes
+from validators.published import Published, RefusedPublication, Wanted
+from validators.rules import RuleBook
+from validators.uplink import Answer, Backoff, Problem, Reply, TapAnswer, Unreachable, Uplink, WantedTaps
 
 ENTRY_ONLY: Final = frozenset({TapKind.BOARD, TapKind.INSPECTION})
 ENTRY_AND_EXIT: Final = frozenset({TapKind.ENTRY, TapKind.EXIT, TapKind.INSPECTION})
@@ -28,6 +33,14 @@ STOP_CAUSES: Final = frozenset({"unknown_device", "revoked_device", "bad_signatu
 """The device itself is not taken: only the operator can help."""
 NEW_EPOCH_CAUSES: Final = frozenset({"not_cbor", "bad_structure", "bad_header", "broken_chain", "forked_chain"})
 """The epoch cannot go on: what follows goes into a new one, and the operator looks at the old one."""
+
+STAFF_MEDIUM: Final = "staff"
+"""Tokens of staff open the gate and ride on no account: their taps are inspections."""
+ACCOUNT_REASONS: Final = frozenset({"blocked", "insufficient_balance"})
+"""Refusals by the server that would be the same at any terminal a moment later."""
+REVOKED: Final = "revoked_device"
+"""With this reason the server sets aside what a revoked device sends: evidence, and no ride."""
+BEGINNINGS: Final = frozenset({TapKind.ENTRY, TapKind.BOARD})
 
 
 class TerminalError(MottheError):
@@ -46,16 +59,25 @@ class TerminalConfig:
     route_id: RouteId | None = None
     vehicle_id: str | None = None
     token_key_version: int = 1
+    """Version of the domain key that makes the tokens presented."""
     tariff_version: str | None = None
+    """Written into taps as long as no rules say another."""
     online_ms: int = 300
     """How long the server may take to decide before the terminal does."""
     double_tap_ms: int = 3000
-    """Within this time the same token is the same tap."""
+    """As in TerminalRules, as long as no rules say another."""
     most_live_waiting: int = 20
     """More taps than this that wait in the live epoch are set aside as a backlog: a tap online must be quick."""
     batch_taps: int = BATCH_TAPS
-    most_added_denied: int = 20_000
-    """A deny list that adds more tokens than this at once is not taken."""
+    most_epoch_taps: int = 2_000
+    """A new epoch begins after so many taps, so that damage on the disk spoils no more than these."""
+    deny_limits: Limits = field(default_factory=Limits)
+    """How much of the deny list may change without people."""
+
+    @property
+    def built_in_rules(self) -> TerminalRules:
+        """How the terminal decides before it was given rules."""
+        return TerminalRules(tariff_version=self.tariff_version, double_tap_ms=self.double_tap_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +90,10 @@ class Presented:
     medium: str
     section: str | None = None
     persons: int = 1
+    joining: bool = False
+    """More persons on a token that was presented before: a tap of its own, however soon after."""
+    former_token: bytes | None = None
+    """The medium's token under the domain key before; only while a change of that key overlaps."""
 
 
 class Decided(Enum):
@@ -91,6 +117,8 @@ class TapResult:
     """Why not admitted."""
     answer: TapAnswer | None = None
     """The server's, with fare, caps and balance; None: the fare follows."""
+    seen: Seen | None = None
+    """For an inspection: the last ride that began or ended here with this token, as far as this terminal remembers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +155,12 @@ class FlushReport:
     """Cause for which the server takes nothing from this device; the operator must act."""
     stuck: Mapping[str, str] = field(default_factory=dict)
     """Epochs (hexadecimal) that the server does not take, and the cause."""
+    damage: tuple[Damage, ...] = ()
+    """Taps that were stored and cannot be sent, because the disk did not keep them."""
+    refused_publications: tuple[RefusedPublication, ...] = ()
+    """What the city published and this terminal keeps out."""
+    revoked: bool = False
+    """The server takes what this device sends as evidence only: nobody is let in here any more."""
 
 
 class Terminal:
@@ -141,14 +175,17 @@ class Terminal:
         random_bytes: RandomBytes,
         backoff: Backoff,
         deny_list: DenyList = EMPTY,
+        rules: RuleBook | None = None,
+        clock: ClockEstimate | None = None,
+        publishers: Mapping[bytes, Publisher] | None = None,
     ) -> None:
         self.config = config
         self.outbox = outbox
-        self.deny_list = deny_list
-        self.clock: ClockEstimate | None = None
-        self.newest_deny_list = deny_list.version
-        """Version that the server last spoke of: when it is above the held one, it is time to fetch it."""
+        self.published = Published(deny_list, rules or RuleBook(config.built_in_rules), publishers or {}, config.deny_limits)
+        self.memory = Memory()
+        self.clock = clock
         self.stopped: str | None = None
+        self.revoked = False
         self.stuck: dict[bytes, str] = {}
         self._uplink = uplink
         self._random_bytes = random_bytes
@@ -160,7 +197,8 @@ class Terminal:
         self._to_announce: list[bytes] = []
         self._heard_of: set[bytes] = set()
         self._batch_taps = config.batch_taps
-        self._recent: dict[bytes, tuple[int, TapResult]] = {}
+        self._last: dict[bytes, tuple[int, TapResult]] = {}
+        self._at_gate: tuple[bytes, Seen] | None = None
         outbox.begin_epoch(random_bytes)
 
     # ---- what happens at the terminal
@@ -177,12 +215,22 @@ class Terminal:
 
         The tap is stored in either case. Raises TerminalError for a kind that is not done here, OutboxError where it
         could not be stored: then nobody is let in."""
-        if presented.kind not in self.config.kinds:
-            raise TerminalError(f"{self.config.device_id} takes no {presented.kind.name}")
-        earlier = self._find_earlier(presented, at)
+        presented = _as_staff(presented)
+        rules = self.rules_at(at)
+        self._check_presented(presented, rules)
+        earlier = self._find_earlier(presented, at, rules)
         if earlier is not None:
             return replace(earlier, decided=Decided.BEFORE)
+        if self._is_passed_back(presented, at, rules):
+            return self._decide(presented, at, Decision.REFUSED_ALONE, "pass_back")
+        self._resolve_clash(presented, at, rules)
         return self._ask(presented, at) if self.is_online(at) else self._decide_offline(presented, at)
+
+    def _check_presented(self, presented: Presented, rules: TerminalRules) -> None:
+        if presented.kind not in self.config.kinds:
+            raise TerminalError(f"{self.config.device_id} takes no {presented.kind.name}")
+        if presented.persons > rules.most_persons:
+            raise TerminalError(f"{presented.persons} persons on one tap, at most {rules.most_persons}")
 
     def conclude(self, asked: Asking, heard: Reply | Unreachable) -> TapResult:
         """The second half of `tap`: what the rider is told after the server spoke, or did not in time."""
@@ -190,10 +238,22 @@ class Terminal:
         mine = answer.find(asked.tap.sequence) if answer else None
         in_time = heard.elapsed_ms <= self.config.online_ms
         if mine is None or mine.decision == "none" or not in_time:
-            return self._remember(asked.tap, self._decide_late(asked.tap, asked.sending.at + heard.elapsed_ms, mine))
-        admitted = mine.decision == "admitted"
-        reason = None if admitted else mine.reason
-        return self._remember(asked.tap, _result(asked.tap, admitted, Decided.ONLINE, reason, mine))
+            result = self._decide_late(asked.tap, asked.sending.at + heard.elapsed_ms, mine)
+        else:
+            admitted = mine.decision == "admitted"
+            result = _result(asked.tap, admitted, Decided.ONLINE, None if admitted else mine.reason, mine)
+        self._learn(asked.tap, mine)
+        return self._remember(asked.tap, result)
+
+    def inspect(self, token: bytes) -> Seen | None:
+        """The last ride that began or ended here with this token, admitted or not, as far as this terminal remembers: not
+        over a boot, and for some thousand tokens. It says nothing of taps elsewhere."""
+        return self.memory.latest.get(token)
+
+    def passed(self, place: TapPlace) -> None:
+        """The rider of the tap at `place` went through the gate: another token is another rider from now on."""
+        if self._at_gate and self._at_gate[1].place == place:
+            self._at_gate = None
 
     def gate_not_opened(self, place: TapPlace, at: int) -> TapPlace:
         """Record that the gate stayed shut after the tap at `place`; gives the record's own place."""
@@ -207,10 +267,35 @@ class Terminal:
         """The vehicle is now at this stop, on this route."""
         self.config = replace(self.config, stop_id=stop_id, route_id=route_id)
 
+    @property
+    def deny_list(self) -> DenyList:
+        """The deny list held."""
+        return self.published.deny_list
+
+    @property
+    def newest_deny_list(self) -> int:
+        """Version that the server last spoke of: when it is above the held one, it is time to fetch it."""
+        return self.published.newest[Kind.DENY_LIST]
+
     def replace_deny_list(self, new: DenyList) -> None:
-        """Hold a newer deny list; raises DenyListError for one that is not newer or adds too much at once."""
-        check_replacement(self.deny_list, new, self.config.most_added_denied)
-        self.deny_list = new
+        """Hold a newer deny list that nobody signed; raises DenyListError for one that is not newer or changes too much."""
+        self.published.replace_deny_list(new)
+
+    def wanted_publications(self, at: int) -> tuple[Wanted, ...]:
+        """What to fetch from the server now: it has spoken of something newer than what is held."""
+        return self.published.wanted(at)
+
+    def take_publication(self, kind: Kind, data: bytes, at: int) -> RefusedPublication | None:
+        """Take what was fetched; gives why not, and then it is also in the next FlushReport."""
+        return self.published.take(kind, data, at, self.corrected(at))
+
+    def corrected(self, at: int) -> int:
+        """The device's time `at` as the server would say it, as far as is known. Milliseconds UTC."""
+        return at + self._offset()
+
+    def rules_at(self, at: int) -> TerminalRules:
+        """The rules by which the terminal decides at the device's time `at`: new ones not before their time has surely come."""
+        return self.published.rules.at(self.corrected(at) - (self._error(at) or 0))
 
     def prune(self, at: int) -> int:
         """Drop taps acknowledged long ago, as Outbox.prune, but none while the server asks for old ones; how many."""
@@ -220,7 +305,7 @@ class Terminal:
 
     def is_online(self, at: int) -> bool:
         """Whether the server is worth asking: it takes this device and no pause after a failure is running."""
-        if self.stopped or self._to_announce:
+        if self.stopped or self.revoked or self._to_announce:
             return False
         return self._silence is None or not self._silence[0] <= at < self._silence[1]
 
@@ -246,6 +331,9 @@ class Terminal:
             pending=pending,
             stopped=self.stopped,
             stuck={epoch.hex(): cause for epoch, cause in self.stuck.items()},
+            damage=tuple(self.outbox.list_damage()),
+            refused_publications=tuple(self.published.refused.values()),
+            revoked=self.revoked,
         )
 
     def next_sending(self, at: int, *, heartbeat: bool = False) -> Sending | None:
@@ -281,10 +369,30 @@ class Terminal:
         self._to_announce = [epoch for epoch in self._to_announce if epoch != sending.epoch]
         if sending.epoch == self.outbox.live.epoch:
             self._epochs_given_up = 0
+        self.revoked = self.revoked or any(tap.result == "QUARANTINED" and tap.reason == REVOKED for tap in answer.answers)
         self.clock = learn(self.clock, sending.at, elapsed_ms, answer.server_time)
-        self.newest_deny_list = max(self.newest_deny_list, answer.deny_list_version)
-        self.outbox.acknowledged(sending.epoch, answer.acknowledged_through, sending.at + elapsed_ms)
+        self.published.heard_of(Kind.DENY_LIST, answer.deny_list_version)
+        self.published.heard_of(Kind.RULES, answer.rules_version)
+        through = min(answer.acknowledged_through, self._last_sequence(sending.epoch))
+        self.outbox.acknowledged(sending.epoch, through, sending.at + elapsed_ms)
         self._resend_lost(sending.epoch, answer.acknowledged_through)
+        for wanted in answer.wanted:
+            self._resend_missing(wanted)
+
+    def _resend_missing(self, wanted: WantedTaps) -> None:
+        """The server misses taps of an earlier epoch: they are sent again if they are still kept, whole and known here. An
+        epoch that never had any is announced, for its header says what was before it."""
+        try:
+            epoch = bytes.fromhex(wanted.epoch)
+            kept = self.outbox.list_taps(epoch, max(1, wanted.first), 1)
+        except (ValueError, OutboxError):
+            return
+        if epoch in self.stuck:
+            return
+        if kept:
+            self._resume.setdefault(epoch, max(1, wanted.first))
+        elif self._last_sequence(epoch) == 0 and epoch not in (*self._to_announce, self.outbox.live.epoch):
+            self._to_announce.append(epoch)
 
     def _resend_lost(self, epoch: bytes, acknowledged_through: int) -> None:
         """A server that was restored from a backup has less than it once acknowledged: the rest is sent again."""
@@ -293,10 +401,13 @@ class Terminal:
             self._want_from(epoch, acknowledged_through + 1)
 
     def _is_ours(self, sending: Sending, answer: Answer) -> bool:
-        """Whether an answer speaks of what was sent: it acknowledges that, and nothing that this device never wrote."""
+        """Whether an answer speaks of what was sent: it acknowledges that, and nothing that this device never wrote. Of an
+        epoch before this boot's the server may have more: then the disk was set back, and what is here is there as well."""
         of_this = answer.device_id == self.config.device_id and answer.epoch == sending.epoch.hex()
         last_sent = sending.first_sequence + sending.count - 1
-        return of_this and last_sent <= answer.acknowledged_through <= self._last_sequence(sending.epoch)
+        set_back = sending.epoch != self.outbox.live.epoch
+        known = set_back or answer.acknowledged_through <= self._last_sequence(sending.epoch)
+        return of_this and known and last_sent <= answer.acknowledged_through
 
     def _last_sequence(self, epoch: bytes) -> int:
         return self.outbox.get_epoch(epoch).last_sequence
@@ -344,11 +455,13 @@ class Terminal:
     def _want_from(self, epoch: bytes, sequence: int) -> None:
         """Send an epoch again from this sequence on, if its taps are still kept."""
         try:
-            self.outbox.list_taps(epoch, sequence, 1)
+            kept = self.outbox.list_taps(epoch, sequence, 1)
         except OutboxError:
-            self._give_up(epoch, "gap")
-        else:
+            kept = []
+        if kept:
             self._resume[epoch] = sequence
+        else:
+            self._give_up(epoch, "gap")
 
     def _announce_before(self, epoch: bytes) -> None:
         """The server has never heard of the epoch before this one: it is announced first, by a batch without taps."""
@@ -364,12 +477,15 @@ class Terminal:
         live = self.outbox.live.epoch
         for epoch in [*([live] if live in self._resume else []), *wanted, *self._resume]:
             if epoch not in self.stuck:
-                return self._sending(epoch, self._first_wanted(epoch), self._batch_taps, at)
+                sending = self._sending(epoch, self._first_wanted(epoch), self._batch_taps, at)
+                if sending.count:
+                    return sending
+                self._resume.pop(epoch, None)  # nothing of it is whole from there on
         return None
 
     def _sending(self, epoch: bytes, first_sequence: int, most: int, at: int) -> Sending:
         message = self.outbox.message(self.config.key, epoch, first_sequence, at, most)
-        count = min(most, self._last_sequence(epoch) - first_sequence + 1)
+        count = max(0, min(most, self.outbox.get_epoch(epoch).sendable_through - first_sequence + 1))
         return Sending(message=message, epoch=epoch, first_sequence=first_sequence, count=count, at=at)
 
     def _first_wanted(self, epoch: bytes) -> int:
@@ -386,45 +502,110 @@ class Terminal:
         live = self.outbox.live
         if live.last_sequence + 1 - self._first_wanted(live.epoch) > self.config.most_live_waiting:
             self.outbox.begin_epoch(self._random_bytes)
+        tap, sending = self._store_and_pack(presented, at)
+        if sending.count < tap.sequence - sending.first_sequence + 1:
+            # What waits before it turned out to be damaged: nothing after that can be sent, so the tap gets another place.
+            tap, sending = self._store_and_pack(presented, at)
+        return Asking(tap=tap, sending=sending, timeout_s=self.config.online_ms / 1000)
+
+    def _store_and_pack(self, presented: Presented, at: int) -> tuple[TapEvent, Sending]:
         tap = self._store(self._presentation(presented, at, Decision.ASKED_ONLINE, None))
         first = self._first_wanted(tap.epoch)
-        sending = self._sending(tap.epoch, first, tap.sequence - first + 1, at)
-        return Asking(tap=tap, sending=sending, timeout_s=self.config.online_ms / 1000)
+        return tap, self._sending(tap.epoch, first, tap.sequence - first + 1, at)
+
+    def _live(self) -> EpochState:
+        """The epoch for the next tap: a new one if the last is damaged or long."""
+        live = self.outbox.live
+        if live.damaged_from is not None or live.last_sequence >= self.config.most_epoch_taps:
+            return self.outbox.begin_epoch(self._random_bytes)
+        return live
 
     def _decide_offline(self, presented: Presented, at: int) -> TapResult:
         """Decide alone at once; the decision stands in the tap itself."""
-        decision, reason = self._decision_alone(presented.token)
+        return self._decide(presented, at, *self._decision_alone(presented, at))
+
+    def _decide(self, presented: Presented, at: int, decision: Decision, reason: str | None) -> TapResult:
+        """Store a tap with the terminal's own decision."""
         tap = self._store(self._presentation(presented, at, decision, reason))
-        admitted = decision is Decision.ADMITTED_ALONE
-        return self._remember(tap, _result(tap, admitted, Decided.ALONE, reason, None))
+        return self._remember(tap, _result(tap, decision is Decision.ADMITTED_ALONE, Decided.ALONE, reason, None))
 
     def _decide_late(self, tap: TapEvent, at: int, answer: TapAnswer | None) -> TapResult:
         """Decide alone after the server was asked; the decision follows in the chain as an OUTCOME record."""
-        assert tap.token is not None
-        decision, reason = self._decision_alone(tap.token)
+        decision, reason = self._decision_alone(_presented(tap), at)
         self._store_outcome(TapPlace(tap.epoch, tap.sequence), Outcome.TIMED_OUT, at, decision, reason)
         return _result(tap, decision is Decision.ADMITTED_ALONE, Decided.ALONE, reason, answer)
 
-    def _decision_alone(self, token: bytes) -> tuple[Decision, str | None]:
+    def _decision_alone(self, presented: Presented, at: int) -> tuple[Decision, str | None]:
         """Whether to let a token in without the server, and why not."""
-        if self.stopped == "revoked_device":
-            return Decision.REFUSED_ALONE, "revoked_device"
-        if token in self.deny_list:
-            return Decision.REFUSED_ALONE, "deny_list"
-        return Decision.ADMITTED_ALONE, None
+        reason = self._why_not(presented, at)
+        return (Decision.ADMITTED_ALONE, None) if reason is None else (Decision.REFUSED_ALONE, reason)
+
+    def _why_not(self, presented: Presented, at: int) -> str | None:
+        """Why a token is not let in. Only who begins a ride is asked more than whether he is denied: nobody is kept inside
+        for want of a list."""
+        if self.revoked or self.stopped == REVOKED:
+            return REVOKED
+        if presented.token in self.deny_list or (presented.former_token and presented.former_token in self.deny_list):
+            return "deny_list"
+        if presented.kind not in BEGINNINGS:
+            return None
+        rules = self.rules_at(at)
+        return self._last_known_refusal(presented.token, at, rules) or self._medium_refusal(presented.medium, at, rules)
+
+    def _last_known_refusal(self, token: bytes, at: int, rules: TerminalRules) -> str | None:
+        """What the server said of the token a moment ago still holds."""
+        known = self.memory.known.get(token)
+        if known is None or abs(at - known.at) >= rules.last_known_ms:
+            return None
+        if known.refused:
+            return known.refused
+        below = rules.offline_floor is not None and known.balance is not None and known.balance < rules.offline_floor
+        return "low_balance" if below else None
+
+    def _medium_refusal(self, medium: str, at: int, rules: TerminalRules) -> str | None:
+        """Media that may ride once and never pay are not let in without a list that is fresh enough, or at all."""
+        if not _names(rules.media_offline, medium):
+            return "medium_offline"
+        stale = rules.stale_list_ms is not None and self.deny_list.age_ms(self.corrected(at)) > rules.stale_list_ms
+        return "stale_list" if stale and not _names(rules.media_when_stale, medium) else None
+
+    def _is_passed_back(self, presented: Presented, at: int, rules: TerminalRules) -> bool:
+        """Whether the token was let through here the same way a moment ago: handed back to somebody behind."""
+        seen = self.memory.admitted.get(presented.token)
+        if seen is None or presented.joining or presented.kind is not seen.kind:
+            return False
+        return abs(at - seen.at) < rules.pass_back_ms
+
+    def _resolve_clash(self, presented: Presented, at: int, rules: TerminalRules) -> None:
+        """Two media were held up at once: the first, which has not passed the gate, is cancelled for the second."""
+        if self._at_gate is None or presented.kind is TapKind.INSPECTION:
+            return
+        token, seen = self._at_gate
+        if token != presented.token and abs(at - seen.at) < rules.card_clash_ms:
+            self._record_outcome(seen.place, Outcome.CANCELLED, at)
+
+    def _learn(self, tap: TapEvent, answer: TapAnswer | None) -> None:
+        """Keep what the server said of a token, for when it cannot be asked."""
+        if answer is None or tap.token is None or answer.decision == "none":
+            return
+        lasting = answer.decision == "refused" and answer.reason in ACCOUNT_REASONS
+        refused = answer.reason if lasting else None
+        self.memory.heard(tap.token, LastKnown(at=tap.device_time, refused=refused, balance=answer.balance))
 
     def _record_outcome(self, place: TapPlace, outcome: Outcome, at: int) -> TapPlace:
         """Store how the tap at `place` ended; the token may be presented again at once."""
         if not 1 <= place.sequence <= self._last_sequence(place.epoch):
             raise TerminalError(f"no tap {place.sequence} in epoch {place.epoch.hex()}")
         record = self._store_outcome(place, outcome, at, None, None)
-        self._recent = {token: entry for token, entry in self._recent.items() if entry[1].place != place}
+        self._last = {token: entry for token, entry in self._last.items() if entry[1].place != place}
+        self.memory.forget(place)
+        self.passed(place)
         return TapPlace(record.epoch, record.sequence)
 
     def _store_outcome(
         self, place: TapPlace, outcome: Outcome, at: int, decision: Decision | None, reason: str | None
     ) -> TapEvent:
-        live = self.outbox.live
+        live = self._live()
         return self._store(
             TapEvent(
                 device_id=self.config.device_id,
@@ -444,7 +625,7 @@ class Terminal:
 
     def _presentation(self, presented: Presented, at: int, decision: Decision, reason: str | None) -> TapEvent:
         """The tap, with the place that it will have."""
-        live = self.outbox.live
+        live = self._live()
         return TapEvent(
             device_id=self.config.device_id,
             epoch=live.epoch,
@@ -452,6 +633,7 @@ class Terminal:
             kind=presented.kind,
             token=presented.token,
             token_key_version=self.config.token_key_version,
+            former_token=presented.former_token,
             medium=presented.medium,
             stop_id=self.config.stop_id,
             route_id=self.config.route_id,
@@ -464,7 +646,7 @@ class Terminal:
             decision=decision,
             reason=reason,
             deny_list_version=self.deny_list.version,
-            tariff_version=self.config.tariff_version,
+            tariff_version=self.rules_at(at).tariff_version or self.config.tariff_version,
         )
 
     def _store(self, tap: TapEvent) -> TapEvent:
@@ -478,18 +660,49 @@ class Terminal:
     def _error(self, at: int) -> int | None:
         return self.clock.error_at(at) if self.clock else None
 
-    def _find_earlier(self, presented: Presented, at: int) -> TapResult | None:
-        """The result of the same token a moment ago. An inspection is no ride and always a tap of its own."""
-        window = self.config.double_tap_ms
-        self._recent = {token: entry for token, entry in self._recent.items() if abs(at - entry[0]) < window}
-        if presented.kind is TapKind.INSPECTION or presented.token not in self._recent:
+    def _find_earlier(self, presented: Presented, at: int, rules: TerminalRules) -> TapResult | None:
+        """The result of the same token a moment ago. An inspection is no ride and always a tap of its own, and so is who
+        joins."""
+        window = rules.double_tap_ms
+        self._last = {token: entry for token, entry in self._last.items() if abs(at - entry[0]) < window}
+        if presented.kind is TapKind.INSPECTION or presented.joining or presented.token not in self._last:
             return None
-        return self._recent[presented.token][1]
+        return self._last[presented.token][1]
 
     def _remember(self, tap: TapEvent, result: TapResult) -> TapResult:
-        if tap.token is not None and tap.kind is not TapKind.INSPECTION:
-            self._recent[tap.token] = (tap.device_time, result)
+        assert tap.token is not None
+        if tap.kind is TapKind.INSPECTION:
+            return replace(result, seen=self.inspect(tap.token))
+        seen = Seen(
+            tap_id=result.tap_id,
+            place=result.place,
+            kind=tap.kind,
+            at=tap.device_time,
+            persons=tap.persons,
+            admitted=result.admitted,
+            reason=result.reason,
+        )
+        self._last[tap.token] = (tap.device_time, result)
+        self.memory.saw(tap.token, seen)
+        self._at_gate = (tap.token, seen) if result.admitted else None
         return result
+
+
+def _as_staff(presented: Presented) -> Presented:
+    """Staff open the gate and begin no ride, whatever the gate is set to."""
+    return replace(presented, kind=TapKind.INSPECTION) if presented.medium == STAFF_MEDIUM else presented
+
+
+def _presented(tap: TapEvent) -> Presented:
+    """What was presented, from the tap that tells of it."""
+    assert tap.token is not None
+    assert tap.medium is not None
+    return Presented(kind=tap.kind, token=tap.token, medium=tap.medium, persons=tap.persons, former_token=tap.former_token)
+
+
+def _names(media: tuple[str, ...] | None, medium: str) -> bool:
+    """Whether a rule names a medium: by its name, or by the part of it before a colon. None names all."""
+    return media is None or medium in media or medium.partition(":")[0] in media
 
 
 def _result(tap: TapEvent, admitted: bool, decided: Decided, reason: str | None, answer: TapAnswer | None) -> TapResult:

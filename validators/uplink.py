@@ -12,11 +12,12 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 import msgspec
 
+MAX_PUBLICATION_BYTES: Final = 64 << 20
 CONTENT_TYPE: Final = "application/cose"
 TAPS_PATH: Final = "/v1/taps"
 MAX_ANSWER_BYTES: Final = 4 << 20
@@ -50,8 +51,20 @@ class TapAnswer(msgspec.Struct, frozen=True, kw_only=True):
     lines: tuple[Line, ...] = ()
     caps: tuple[Cap, ...] = ()
     balance: int | None = None
+    post_paid_total: int | None = None
+    """What a post-paid account owes, minor units."""
+    exit_fare: int | None = None
+    """What an exit would still cost at most, minor units."""
     provisional: bool = False
     """Whether the fare may still change without another tap: a hold, a missing exit."""
+
+
+class WantedTaps(msgspec.Struct, frozen=True):
+    """Taps of an earlier epoch that the server misses, from one on."""
+
+    epoch: str
+    """Hexadecimal."""
+    first: int
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +77,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     server_time: int
     """Milliseconds UTC, when the answer was made."""
     deny_list_version: int
+    rules_version: int = 0
+    """Serial of the newest rules; 0: there are none."""
+    wanted: tuple[WantedTaps, ...] = ()
     answers: tuple[TapAnswer, ...] = ()
 
     def find(self, sequence: int) -> TapAnswer | None:
@@ -155,6 +171,15 @@ class Backoff:
 _Connection: TypeAlias = http.client.HTTPConnection
 
 
+class _Response(NamedTuple):
+    """What came back over HTTP, not yet understood."""
+
+    status: int
+    body: bytes
+    elapsed_ms: int
+    retry_after: str | None
+
+
 class HttpUplink:
     """HTTP with a kept connection and one deadline over all of an attempt. Not for several threads.
 
@@ -165,23 +190,34 @@ class HttpUplink:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"not an http or https URL: {url!r}")
-        self._host, self._port, self._path = parts.hostname, parts.port, parts.path.rstrip("/") + TAPS_PATH
+        self._host, self._port, self._root = parts.hostname, parts.port, parts.path.rstrip("/")
         self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
         self._connection: _Connection | None = None
 
     def send(self, message: bytes, timeout_s: float) -> Reply | Unreachable:
-        """See Uplink. A kept connection that the server has closed meanwhile is made anew once, in the same deadline:
-        sending twice does no harm, for the message names its place in the chain."""
+        """See Uplink. Sending twice does no harm, for the message names its place in the chain."""
+        heard = self._exchange("POST", TAPS_PATH, message, timeout_s, MAX_ANSWER_BYTES)
+        if isinstance(heard, Unreachable):
+            return heard
+        return read_reply(heard.status, heard.body, heard.elapsed_ms, heard.retry_after)
+
+    def fetch(self, path: str, timeout_s: float = 60.0) -> bytes | None:
+        """GET a publication by its path; None if there is nothing newer, or nobody to ask."""
+        heard = self._exchange("GET", path, None, timeout_s, MAX_PUBLICATION_BYTES)
+        return heard.body if isinstance(heard, _Response) and heard.status == 200 else None
+
+    def _exchange(self, method: str, path: str, body: bytes | None, timeout_s: float, most: int) -> _Response | Unreachable:
+        """One request. A kept connection that the server has closed meanwhile is made anew once, in the same deadline."""
         begun = time.monotonic()
         kept = self._connection is not None
         try:
             try:
-                return self._attempt(message, begun, begun + timeout_s)
+                return self._attempt(method, path, body, begun, begun + timeout_s, most)
             except ConnectionError:
                 self.close()
                 if not kept:
                     raise
-                return self._attempt(message, begun, begun + timeout_s)
+                return self._attempt(method, path, body, begun, begun + timeout_s, most)
         except (OSError, http.client.HTTPException) as fault:
             self.close()
             return Unreachable(detail=f"{type(fault).__name__}: {fault}", elapsed_ms=_elapsed_ms(begun))
@@ -192,15 +228,16 @@ class HttpUplink:
             self._connection.close()
         self._connection = None
 
-    def _attempt(self, message: bytes, begun: float, deadline: float) -> Reply | Unreachable:
+    def _attempt(self, method: str, path: str, body: bytes | None, begun: float, deadline: float, most: int) -> _Response:
         connection = self._connected(deadline)
         self._connection = connection
-        connection.request("POST", self._path, message, {"Content-Type": CONTENT_TYPE, "Accept": "application/json"})
+        wanted = {"Content-Type": CONTENT_TYPE, "Accept": "application/json"} if body else {"Accept": CONTENT_TYPE}
+        connection.request(method, self._root + path, body, wanted)
         response = connection.getresponse()
-        body = response.read(MAX_ANSWER_BYTES + 1)
-        if len(body) > MAX_ANSWER_BYTES:
-            raise http.client.HTTPException(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
-        return read_reply(response.status, body, _elapsed_ms(begun), response.headers.get("Retry-After"))
+        content = response.read(most + 1)
+        if len(content) > most:
+            raise http.client.HTTPException(f"an answer of more than {most} bytes")
+        return _Response(response.status, content, _elapsed_ms(begun), response.headers.get("Retry-After"))
 
     def _connected(self, deadline: float) -> _Connection:
         """The kept connection or a new one, with this deadline."""

@@ -10,8 +10,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from sqlalchemy import Connection
 
-from fare_engine import booking
+from fare_engine import booking, claims
+from fare_engine.errors import ClaimError
+from fare_engine.facts import Completion, Tap, in_order
 from fare_engine.pages.base import Names, environment, language_of, page
 from fare_engine.pages.words import WORDS
 from fare_engine.pricing.fold import Folded
@@ -21,7 +24,7 @@ from fare_engine.pricing.why import others
 from fare_engine.service.app import Service, get_service
 from fare_engine.service_day import to_date
 from fare_engine.store import registry, travellers
-from fare_engine.store.travellers import Account, Traveller
+from fare_engine.store.travellers import Account, Claim, Traveller
 from fare_engine.tokens import issued_pin, stored_card_number
 
 templates = environment()
@@ -41,7 +44,7 @@ SIGNS = {
 def journeys(request: Request) -> HTMLResponse:
     """The rider's journeys, newest day first; or the login."""
     service = get_service(request)
-    account = _account(request, service)
+    account = account_of(request, service)
     if account is None:
         return _login(request, "", None)
     names = Names(service.tariff, language_of(request))
@@ -54,7 +57,9 @@ def journeys(request: Request) -> HTMLResponse:
         folded = booking.price(service.tariff, traveller.record, service.clock())
         lines = _by_leg(folded)
         for leg in folded.legs.values():
-            days[leg.service_day].append(_item(leg, lines[leg.leg_id], names, service))
+            item = _item(leg, lines[leg.leg_id], names, service)
+            item["mended"] = _mended(leg, traveller, names)
+            days[leg.service_day].append(item)
             totals[leg.service_day] += sum(line.amount for line in lines[leg.leg_id])
         for sale in folded.sales.values():
             days[sale.service_day].append(_sale_item(sale, lines[sale.sale_id], names))
@@ -76,7 +81,7 @@ def journeys(request: Request) -> HTMLResponse:
 def why(request: Request, leg: str) -> Response:
     """Each rule that acted on one leg, in order. A leg of somebody else is not found."""
     service = get_service(request)
-    account = _account(request, service)
+    account = account_of(request, service)
     if account is None:
         return RedirectResponse("/card", status_code=303)
     names = Names(service.tariff, language_of(request))
@@ -87,6 +92,93 @@ def why(request: Request, leg: str) -> Response:
         if leg in folded.legs or leg in folded.sales:
             return page(request, templates, "why.html", _why(leg, folded, traveller, names, service))
     return page(request, templates, "login.html", _login_values(request, "", None), 404)
+
+
+@router.get("/card/mend", response_class=HTMLResponse)
+def mend(request: Request, leg: str) -> Response:
+    """A ride whose exit is missing: where the rider most likely left, and a form to say so."""
+    service = get_service(request)
+    account = account_of(request, service)
+    if account is None:
+        return RedirectResponse("/card", status_code=303)
+    with service.database.read() as connection:
+        traveller = _traveller_of(connection, account, leg, service)
+        known = travellers.list_claims(connection, traveller_id=traveller.traveller_id) if traveller else []
+    if traveller is None:
+        return page(request, templates, "login.html", _login_values(request, "", None), 404)
+    claim = next((claim for claim in known if claim.leg_id == leg), None)
+    return _mend_page(request, service, traveller, leg, claim, None)
+
+
+@router.post("/card/mend", response_class=HTMLResponse)
+def send_claim(
+    request: Request,
+    leg: Annotated[str, Form(max_length=200)],
+    stop: Annotated[str, Form(max_length=100)],
+    text: Annotated[str, Form(max_length=300)] = "",
+) -> Response:
+    """Take a rider's claim: at once where the taps speak for it, else it waits for somebody."""
+    service = get_service(request)
+    account = account_of(request, service)
+    if account is None:
+        return RedirectResponse("/card", status_code=303)
+    with service.database.read() as connection:
+        traveller = _traveller_of(connection, account, leg, service)
+    if traveller is None:
+        return page(request, templates, "login.html", _login_values(request, "", None), 404)
+    now, name = service.clock(), traveller.traveller_id
+    try:
+        claim = service.database.transact(
+            lambda connection: claims.make_claim(connection, service.application, name, leg, stop, text, now)
+        )
+    except ClaimError as error:
+        return _mend_page(request, service, traveller, leg, None, str(error))
+    with service.database.read() as connection:
+        traveller = travellers.find_traveller(connection, name) or traveller
+    return _mend_page(request, service, traveller, leg, claim, None)
+
+
+def _traveller_of(connection: Connection, account: Account, leg: str, service: Service) -> Traveller | None:
+    """The account's traveller who made a ride; a ride of somebody else is not found."""
+    for traveller in travellers.travellers_of_account(connection, account.account_id):
+        if leg in booking.price(service.tariff, traveller.record, service.clock()).legs:
+            return traveller
+    return None
+
+
+def _mend_page(
+    request: Request, service: Service, traveller: Traveller, leg_id: str, claim: Claim | None, error: str | None
+) -> HTMLResponse:
+    names = Names(service.tariff, language_of(request))
+    folded = booking.price(service.tariff, traveller.record, service.clock())
+    leg = folded.legs[leg_id]
+    item = _item(leg, [line for line in folded.lines if line.leg_id == leg_id], names, service)
+    values: dict[str, Any] = {"item": item, "names": names, "error": error, "claim": None, "likely": None, "stops": []}
+    if claim is not None:
+        charge = item["charge"] if claim.state == "accepted" else ""
+        values["claim"] = {"title": names.words[f"claim_{claim.state}"], "reason": claim.reason or "", "charge": charge}
+        return page(request, templates, "mend.html", values)
+    try:
+        _, likely = claims.proposed_exit(service.application, traveller, leg_id, service.clock())
+    except ClaimError:
+        values["error"] = names.words["claim_not_possible"]
+        return page(request, templates, "mend.html", values, 409)
+    if likely is not None:
+        source = names.words[f"source_{likely.source}"]
+        values["likely"] = {"id": likely.stop_id, "name": names.stop(likely.stop_id), "source": source}
+    stops = claims.stops_of(service.application, leg)
+    values["stops"] = [{"id": stop, "name": names.stop(stop)} for stop in stops]
+    return page(request, templates, "mend.html", values, 200 if error is None else 409)
+
+
+def _mended(leg: Leg, traveller: Traveller, names: Names) -> str:
+    """How an exit that nobody tapped is known."""
+    if leg.status != "complete":
+        return ""
+    found = [fact for fact in traveller.record.facts if isinstance(fact, Completion) and fact.leg_id == leg.leg_id]
+    acting = [tap for tap in in_order(traveller.record.facts) if isinstance(tap, Tap) and tap.fact_id.startswith("completion/")]
+    used = {tap.fact_id for tap in acting}
+    return next((names.words[f"mended_{fact.source}"] for fact in found if fact.fact_id in used), "")
 
 
 @router.post("/card/login", response_class=HTMLResponse)
@@ -115,7 +207,8 @@ def log_out(request: Request) -> RedirectResponse:
     return RedirectResponse("/card", status_code=303)
 
 
-def _account(request: Request, service: Service) -> Account | None:
+def account_of(request: Request, service: Service) -> Account | None:
+    """Who is logged in, or None."""
     account_id = request.session.get("account")
     if account_id is None:
         return None
@@ -171,6 +264,7 @@ def _item(leg: Leg, lines: list[Line], names: Names, service: Service) -> dict[s
         "colour": colour,
         "deadline": deadline,
         "reason": leg.reason,
+        "mendable": leg.status == "missing_exit",
     }
 
 

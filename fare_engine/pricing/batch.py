@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from fare_engine.errors import Fault, InputError
-from fare_engine.facts import Cancellation, Fact, Given, Purchase, Tap, order_key
+from fare_engine.facts import Fact, Given, Purchase, Tap, order_key
 from fare_engine.ids import tap_id
 from fare_engine.pricing.fold import fold
 from fare_engine.pricing.lines import Leg, Line, Sale
@@ -80,7 +80,7 @@ def price(tariff: CompiledTariff, facts: Iterable[Fact], as_of: int | None = Non
         by_id[fact.fact_id].add(msgspec.json.encode(fact))
     contradicting = {fact_id for fact_id, contents in by_id.items() if len(contents) > 1}
     for fact_id, fact in once.items():
-        if fact_id not in contradicting and not isinstance(fact, Cancellation):
+        if fact_id not in contradicting and isinstance(fact, Tap | Purchase):
             by_token[fact.token_id].append(fact)
     until = as_of if as_of is not None else max((fact.at for fact in once.values()), default=0) + DAY_MS
     for token in sorted(by_token):

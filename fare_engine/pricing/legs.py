@@ -12,7 +12,7 @@ from fare_engine.money import percent_of, rate_of, rounded_to
 from fare_engine.pricing import as_one, groups, joins, periods, products, rewards
 from fare_engine.pricing.lines import Leg, LegStatus, ended
 from fare_engine.service_day import DAY_MS
-from fare_engine.tariff.compile import CompiledVersion, LegPrice, NoPrice, ReadyDiscount, Terms
+from fare_engine.tariff.compile import CompiledTariff, CompiledVersion, LegPrice, NoPrice, ReadyDiscount, Terms
 
 if TYPE_CHECKING:
     from fare_engine.pricing.fold import Fold
@@ -45,6 +45,13 @@ def take_tap(fold: Fold, tap: Tap) -> None:
         _exit_without_entry(fold, tap, network, version, terms)
     else:
         _enter(fold, tap, network, version, terms)
+
+
+def dearest_exit(tariff: CompiledTariff, leg: Leg) -> int | None:
+    """What an open leg costs at most when its rider leaves, by the fares from where he entered; None: no rule says."""
+    version = tariff.versions.get(leg.version_id)
+    price = version.prices.extreme("highest_fare", leg, "from") if version is not None else NoPrice()
+    return None if isinstance(price, NoPrice) else price.amount * leg.persons
 
 
 def close_overdue(fold: Fold, leg: Leg) -> None:

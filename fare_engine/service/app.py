@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware.sessions import SessionMiddleware
 
+from fare_engine import jobs
 from fare_engine.application import Application
 from fare_engine.receipt import Receipt
+from fare_engine.service.signals import Shaper, Signals
 from fare_engine.service.tap_lane import TapLane, TapLaneFirst
 from fare_engine.settings import Settings, secret_file
 from fare_engine.store import receipts
@@ -25,7 +27,11 @@ from fare_engine.tariff.compile import CompiledTariff, load_compiled
 
 logger = logging.getLogger(__name__)
 Clock = Callable[[], int]
-WORKER_SECONDS = 2.0
+WORKER_SECONDS = 1.0
+ASK_SECONDS = 1.0
+PUBLISHED = "published"
+MESSAGES_A_SECOND = 50
+"""A device that sends more messages than this in a second is told to come back later."""
 
 
 @dataclass(slots=True)
@@ -40,6 +46,9 @@ class Service:
     lane: TapLane
     clock: Clock
     server_key: bytes
+    signals: Signals
+    works: bool = True
+    """Whether this process does the jobs, too; where several serve, one of its own may (`motthe worker`)."""
 
 
 def system_clock() -> int:
@@ -51,12 +60,16 @@ def open_service(settings: Settings, clock: Clock = system_clock) -> Service:
     """Load the tariff, open the database, make what is missing."""
     settings.data.mkdir(parents=True, exist_ok=True)
     tariff = load_compiled(settings.tariff, settings.adopt)
-    database = Database(settings.url)
+    database = Database(settings.url, settings.at_rest_key)
     database.create()
     key = settings.server_key
     application = Application(tariff, key)
     receipt = Receipt(database, application)
-    return Service(settings, database, tariff, application, receipt, TapLane(receipt, clock), clock, key)
+    signals = Signals(settings.redis_url)
+    receipt.shaper = Shaper(signals, MESSAGES_A_SECOND)
+    receipt.published.refresh()
+    jobs.use_what_waits(database, application, clock())
+    return Service(settings, database, tariff, application, receipt, TapLane(receipt, clock), clock, key, signals)
 
 
 def create_app(service: Service, routers: tuple[APIRouter, ...] = ()) -> FastAPI:
@@ -67,11 +80,13 @@ def create_app(service: Service, routers: tuple[APIRouter, ...] = ()) -> FastAPI
         gc.collect()
         gc.freeze()  # what is loaded by now lives as long as the process: keep collections short
         gc.set_threshold(20_000, 20, 50)  # taps leave hardly any cycles: look for them less often
-        worker = asyncio.create_task(_work(service))
+        tasks = [asyncio.create_task(service.signals.run()), asyncio.create_task(_ask(service))]
+        tasks += [asyncio.create_task(_work(service))] if service.works else []
         yield
-        worker.cancel()
-        with suppress(asyncio.CancelledError):
-            await worker
+        await service.lane.drain()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         service.database.dispose()
 
     app = FastAPI(title="Một Thẻ", version="0.1.0", lifespan=lifespan)
@@ -92,16 +107,28 @@ def create_app(service: Service, routers: tuple[APIRouter, ...] = ()) -> FastAPI
 
 
 async def _work(service: Service) -> None:
-    """Every two seconds: let time pass for travellers for whom something is due, and try failed folds again."""
+    """Let time pass for travellers for whom something is due, and try failed folds again, a part at a time so that no tap
+    waits long."""
     while True:
-        await asyncio.sleep(WORKER_SECONDS)
         try:
-            now = service.clock()
-            with service.database.write() as connection:
-                service.application.advance(connection, now)
-                service.application.retry_dirty(connection, now)
-        except OperationalError as error:  # another writer held the database for long; the next turn tries again
-            logger.warning("the worker's turn failed: %s", error.orig)
+            done = jobs.run_turn(service.database, service.application, service.clock())
+        except SQLAlchemyError as error:  # the database is away or busy for long; the next turn tries again
+            logger.warning("the worker's turn failed: %s", error)
+            done = 0
+        await asyncio.sleep(0.01 if done else WORKER_SECONDS)
+
+
+async def _ask(service: Service) -> None:
+    """Every second, and when another process says so: what is the newest deny list, the newest rules?"""
+    changed = asyncio.Event()
+    service.signals.listen(PUBLISHED, lambda _: changed.set())
+    while True:
+        with suppress(SQLAlchemyError):
+            if service.receipt.published.refresh():
+                service.receipt.published.wake()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), ASK_SECONDS)
+        changed.clear()
 
 
 api = APIRouter()

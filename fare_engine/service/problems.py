@@ -15,7 +15,8 @@ STATUS = {
     "revoked_device": 403,
     "gap": 409,
     "forked_chain": 409,
-    "overloaded": 503,
+    "overloaded": 429,
+    "too_fast": 429,
     "unavailable": 503,
 }
 TITLES = {
@@ -33,6 +34,7 @@ TITLES = {
     "gap": "Taps before this message are missing",
     "forked_chain": "Another story is held of these taps",
     "overloaded": "Too much is waiting; come back later",
+    "too_fast": "The device sends more than it may; come back later",
     "unavailable": "The message could not be stored; come back later",
 }
 

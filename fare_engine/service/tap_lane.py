@@ -2,17 +2,21 @@
 
 Messages that wait together are committed together: the lane hands what has arrived to receipt in one transaction, and each
 is answered after the commit. A lone message goes on the event loop's next turn; where several come at once, the lane waits a
-few milliseconds for more, because a commit costs as much as several taps. What waits is bounded; beyond it, 503."""
+few milliseconds for more, because a commit costs as much as several taps. Somebody stands before a live tap, nobody before a
+backlog: live messages go first, and after an outage backlogs use what time is left, but never none. What waits is bounded in
+number and in bytes; whoever comes beyond that is told when to come again (429)."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fare_engine import answers
@@ -25,7 +29,16 @@ from fare_engine.tap_format import MAX_MESSAGE_BYTES
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 2000
+"""Live messages that wait."""
+MAX_BACKLOGS = 100
+"""Backlogs that wait."""
+MAX_BYTES = 64 << 20
+"""Bytes of all messages that are being read or wait."""
+LIVE_BYTES = 4096
+"""A message up to this long is live: twenty taps or fewer."""
 MAX_GROUP = 64
+TURNS_FOR_LIVE = 8
+"""So many commits of live messages go before a backlog that waits."""
 GATHER_SECONDS = 0.01
 KEPT_LATENCIES = 20_000
 
@@ -46,13 +59,17 @@ class TapLaneFirst:
         await (self.lane if is_tap else self.app)(scope, receive, send)
 
 
+Waiting = deque[tuple[bytes, asyncio.Future[BatchAnswer | EnvelopeError]]]
+
+
 @dataclass(slots=True)
 class LaneFigures:
-    """What the lane has done since it started; latencies are whole microseconds from the message's last byte to its answer."""
+    """What the lane has done since it started; latencies are whole microseconds from the message's first byte to its answer."""
 
     messages: int
     taps: int
     refused: int
+    turned_back: int
     latencies: deque[int]
 
 
@@ -62,8 +79,12 @@ class TapLane:
     def __init__(self, receipt: Receipt, clock: Callable[[], int]) -> None:
         self.receipt = receipt
         self.clock = clock
-        self.figures = LaneFigures(0, 0, 0, deque(maxlen=KEPT_LATENCIES))
-        self._waiting: list[tuple[bytes, asyncio.Future[BatchAnswer | EnvelopeError]]] = []
+        self.figures = LaneFigures(0, 0, 0, 0, deque(maxlen=KEPT_LATENCIES))
+        self._live: Waiting = deque()
+        self._backlogs: Waiting = deque()
+        self._bytes = 0
+        self._turns = 0
+        """Commits of live messages since the last backlog."""
         self._timer: asyncio.Handle | None = None
         self._crowded = False
         """Whether the last commit held more than one message."""
@@ -74,44 +95,80 @@ class TapLane:
             error = EnvelopeError("wrong_method", f"{scope['method']}, only POST is taken")
             await _respond(send, status_of(error), body_of(error), [(b"allow", b"POST")], MEDIA_TYPE)
             return
+        started = time.perf_counter_ns()
+        announced = _announced_length(scope)
+        self._bytes += announced
         try:
-            message = await _body(receive)
+            outcome = await self._take(receive, announced)
         except ConnectionResetError:
             return
-        started = time.perf_counter_ns()
-        outcome = self._too_large() if message is None else await self.submit(message)
+        finally:
+            self._bytes -= announced
         self.figures.latencies.append((time.perf_counter_ns() - started) // 1000)
         if isinstance(outcome, EnvelopeError):
-            self.figures.refused += 1
-            extra = [(b"retry-after", b"2")] if outcome.cause in ("overloaded", "unavailable") else []
-            await _respond(send, status_of(outcome), body_of(outcome), extra, MEDIA_TYPE)
+            await self._refuse(send, outcome)
             return
         self.figures.messages += 1
         self.figures.taps += len(outcome.answers)
         await _respond(send, 200, answers.encode(outcome), [])
 
+    async def _take(self, receive: Receive, announced: int) -> BatchAnswer | EnvelopeError:
+        if self._bytes > MAX_BYTES and self._bytes > announced:
+            return EnvelopeError("overloaded", f"{self._bytes} bytes wait already")
+        message = await _body(receive)
+        if message is not None:
+            return await self.submit(message)
+        error = EnvelopeError("too_large", f"more than {MAX_MESSAGE_BYTES} bytes")
+        try:
+            self.receipt.note_refused(error, self.clock())
+        except SQLAlchemyError:
+            logger.exception("a refusal could not be noted")
+        return error
+
+    async def _refuse(self, send: Send, error: EnvelopeError) -> None:
+        self.figures.refused += 1
+        extra = []
+        if error.cause in ("overloaded", "unavailable", "too_fast"):
+            self.figures.turned_back += 1
+            extra = [(b"retry-after", str(self._retry_after_s()).encode())]
+        await _respond(send, status_of(error), body_of(error), extra, MEDIA_TYPE)
+
     async def submit(self, message: bytes) -> BatchAnswer | EnvelopeError:
         """Wait for the message's commit and give its answer."""
-        if len(self._waiting) >= MAX_WAITING:
-            return EnvelopeError("overloaded", f"{MAX_WAITING} messages wait already")
+        lane, most = (self._live, MAX_WAITING) if len(message) <= LIVE_BYTES else (self._backlogs, MAX_BACKLOGS)
+        if len(lane) >= most:
+            return EnvelopeError("overloaded", f"{most} messages wait already")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[BatchAnswer | EnvelopeError] = loop.create_future()
-        self._waiting.append((message, future))
+        lane.append((message, future))
         if self._timer is None:
             self._timer = loop.call_later(GATHER_SECONDS, self._commit) if self._crowded else loop.call_soon(self._commit)
-        elif len(self._waiting) == MAX_GROUP:
+        elif len(self._live) == MAX_GROUP:
             self._timer.cancel()
             self._timer = loop.call_soon(self._commit)
         return await future
 
-    def _too_large(self) -> EnvelopeError:
-        error = EnvelopeError("too_large", f"more than {MAX_MESSAGE_BYTES} bytes")
-        self.receipt.note_refused(error, self.clock())
-        return error
+    async def drain(self) -> None:
+        """Until nothing waits: before the service stops."""
+        while self._live or self._backlogs:
+            await asyncio.sleep(0.01)
+
+    def _retry_after_s(self) -> int:
+        """Later the more is waiting, and not everybody at once."""
+        return 1 + (len(self._live) + 20 * len(self._backlogs)) // 500 + random.randrange(3)
+
+    def _next_group(self) -> list[tuple[bytes, asyncio.Future[BatchAnswer | EnvelopeError]]]:
+        """Live messages, as many as go into one commit; or one backlog if it is its turn."""
+        if self._backlogs and (not self._live or self._turns >= TURNS_FOR_LIVE):
+            self._turns = 0
+            return [self._backlogs.popleft()]
+        self._turns += 1
+        return [self._live.popleft() for _ in range(min(len(self._live), MAX_GROUP))]
 
     def _commit(self) -> None:
-        group, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
-        self._timer = asyncio.get_running_loop().call_soon(self._commit) if self._waiting else None
+        group = self._next_group()
+        more = bool(self._live or self._backlogs)
+        self._timer = asyncio.get_running_loop().call_soon(self._commit) if more else None
         self._crowded = len(group) > 1
         try:
             outcomes = self.receipt.accept_group([message for message, _ in group], self.clock())
@@ -121,6 +178,14 @@ class TapLane:
         for (_, future), outcome in zip(group, outcomes, strict=True):
             if not future.done():
                 future.set_result(outcome)
+
+
+def _announced_length(scope: Scope) -> int:
+    """The length that a request's header announces; of one that announces none, as much as may come."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return min(int(value), MAX_MESSAGE_BYTES)
+    return MAX_MESSAGE_BYTES
 
 
 async def _body(receive: Receive) -> bytes | None:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, func, insert, select
 from fare_engine import ledger
 from fare_engine.booking import Movement
 from fare_engine.store import schema
+from fare_engine.store.hashes import hashed
 from fare_engine.store.travellers import CASH
 
 _LAST_CLOSED = select(func.max(schema.closes.c.accounting_date))
@@ -33,8 +34,9 @@ def accounting_date(service_date: str, closed_through: str | None) -> str:
 class Booking:
     """Movements of one transaction on their way into the books."""
 
-    def __init__(self, closed_through: str | None) -> None:
+    def __init__(self, closed_through: str | None, revision: str | None = None) -> None:
         self.closed_through = closed_through
+        self.revision = revision
         self.lines: list[dict[str, object]] = []
         self.postings: list[dict[str, object]] = []
         self.balance_changes: dict[str, int] = {}
@@ -43,7 +45,8 @@ class Booking:
         """A traveller's movements, made because the fact `booked_for` came in."""
         for movement in movements:
             line = movement.line
-            payer = ledger.rider(account_id) if account_id != CASH else ledger.collector(movement.operator_id)
+            paying = movement.account_id or account_id
+            payer = ledger.rider(paying) if paying != CASH else ledger.collector(movement.operator_id)
             on = accounting_date(movement.service_date, self.closed_through)
             self.lines.append(
                 {
@@ -65,13 +68,21 @@ class Booking:
                     "network_id": movement.network_id,
                     "service_date": movement.service_date,
                     "accounting_date": on,
+                    "revision": self.revision,
                 }
             )
             found = ledger.postings(line, payer, on, movement.network_id)
             for number, posting in enumerate(found):
                 self.add_posting(movement.transaction_id, number, ledger.CODES[line.kind], posting, movement.service_date, on)
-            if line.amount and account_id != CASH:
-                self.balance_changes[account_id] = self.balance_changes.get(account_id, 0) - line.amount
+            if line.amount and paying != CASH:
+                self.balance_changes[paying] = self.balance_changes.get(paying, 0) - line.amount
+
+    def waive(self, transaction_id: str, account_id: str, bearer: str, amount: int, service_date: str) -> None:
+        """What a rider is charged too late is not collected: the bearer pays it. With a minus: what he would get is kept."""
+        on = accounting_date(service_date, self.closed_through)
+        for posting in ledger.signed(ledger.waivers(bearer), ledger.rider(account_id), amount):
+            self.add_posting(transaction_id, 0, ledger.Code.WAIVED, posting, service_date, on)
+        self.balance_changes[account_id] = self.balance_changes.get(account_id, 0) + amount
 
     def add_posting(
         self, transaction_id: str, number: int, code: str, posting: ledger.Posting, service_date: str, on: str
@@ -93,6 +104,6 @@ class Booking:
     def write(self, connection: Connection) -> None:
         """Add everything to the books. A transaction that is there already is a fault of ours and stops the commit."""
         if self.lines:
-            connection.execute(_ADD_LINE, self.lines)
+            connection.execute(_ADD_LINE, hashed(schema.lines, self.lines))
         if self.postings:
-            connection.execute(_ADD_POSTING, self.postings)
+            connection.execute(_ADD_POSTING, hashed(schema.postings, self.postings))

@@ -1,46 +1,91 @@
-"""The database: SQLite embedded by default (WAL, synchronous=FULL), any SQLAlchemy URL otherwise.
+"""The database: SQLite embedded by default (WAL, synchronous=FULL), PostgreSQL (15 or later) where several processes serve.
 
-Writers take the write lock when they begin, so that two of them wait for each other instead of failing; readers see a
-snapshot and hold nobody up."""
+On SQLite writers take the write lock when they begin, so that two of them wait for each other instead of failing; readers
+see a snapshot and hold nobody up. On PostgreSQL rows are locked in one order by everyone (devices, travellers, accounts, each
+by id), every writer holds a shared lock against the freeze of a date, and whoever meets a deadlock or a conflict all the same
+begins again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+import stamina
+from sqlalchemy import Connection, Engine, create_engine, event, inspect
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from fare_engine.at_rest import Cipher
+from fare_engine.store import migrate
 from fare_engine.store.schema import metadata
 
 BUSY_MS = 30_000
+ATTEMPTS = 8
+CONFLICTS = frozenset({"40001", "40P01", "23505", "55P03"})
+"""SQLSTATE of a serialisation failure, a deadlock, a key that another process inserted first, and a lock not available."""
+FREEZE_LOCK = 0x6D6F7474
+STATEMENT_MS = 20_000
+"""On PostgreSQL nothing of the service may run longer: a stuck statement would hold its locks."""
+
+Result = TypeVar("Result")
 
 
 class Database:
-    """An open database. `write` and `read` give a connection inside one transaction."""
+    """An open database. `write` and `read` give a connection inside one transaction; `transact` also begins again."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, at_rest_key: bytes) -> None:
+        """`at_rest_key`: 32 secret bytes under which messages and tokens are encrypted; older ones may not be needed yet."""
         self.url = url
-        self.engine = create_engine(url)
-        if self.engine.dialect.name == "sqlite":
+        options: dict[str, Any] = {"execution_options": {"cipher": Cipher(at_rest_key)}}
+        if not url.startswith("sqlite"):
+            options |= {"pool_pre_ping": True, "pool_size": 8, "max_overflow": 8, "pool_timeout": 10}
+            options["connect_args"] = {"options": f"-c statement_timeout={STATEMENT_MS}", "connect_timeout": 5}
+        self.engine = create_engine(url, **options)
+        self.is_sqlite = self.engine.dialect.name == "sqlite"
+        if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
 
     def create(self) -> None:
-        """Make the tables that are missing."""
-        metadata.create_all(self.engine)
+        """Make the tables of an empty database; bring those of an earlier release to this one's form."""
+        with self.engine.begin() as connection:
+            if not self.is_sqlite:
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({FREEZE_LOCK + 1})")
+            if not inspect(connection).get_table_names():
+                metadata.create_all(connection)
+                migrate.stamp(connection)
+            else:
+                migrate.upgrade(connection)
+                metadata.create_all(connection)  # tables of packages that were not loaded when the store was begun
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """A transaction that may write; committed at the end, rolled back when an exception leaves it."""
+    def write(self, *, alone: bool = False) -> Iterator[Connection]:
+        """A transaction that may write; committed at the end, rolled back when an exception leaves it.
+
+        With `alone` it waits until no other writer is at work, and keeps them out: the freeze of a date."""
         with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
+            if not self.is_sqlite:
+                name = "pg_advisory_xact_lock" if alone else "pg_advisory_xact_lock_shared"
+                connection.exec_driver_sql(f"SELECT {name}({FREEZE_LOCK})")
             yield connection
+
+    def transact(self, work: Callable[[Connection], Result], *, alone: bool = False) -> Result:
+        """Do `work` in one transaction, and again from its beginning if another process was in the way.
+
+        `work` must leave nothing behind outside the database but its result."""
+        for attempt in stamina.retry_context(
+            on=_is_conflict, attempts=ATTEMPTS, timeout=10, wait_initial=0.002, wait_max=0.2, wait_jitter=0.01
+        ):
+            with attempt, self.write(alone=alone) as connection:
+                return work(connection)
+        raise AssertionError("stamina gives a result or raises")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads."""
-        with self.engine.connect() as connection, connection.begin():
+        """A transaction that only reads, and sees one instant."""
+        level = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        with self.engine.connect().execution_options(**level) as connection, connection.begin():
             yield connection
 
     def dispose(self) -> None:
@@ -48,9 +93,25 @@ class Database:
         self.engine.dispose()
 
 
+def cipher_of(connection: Connection) -> Cipher:
+    """What encrypts and opens messages and tokens of this database."""
+    found: Cipher = connection.get_execution_options()["cipher"]
+    return found
+
+
 def sqlite_url(path: Path) -> str:
     """The URL of an embedded database file."""
     return f"sqlite:///{path}"
+
+
+def _is_conflict(error: Exception) -> bool:
+    """Whether another process was in the way, so that beginning again may help."""
+    if not isinstance(error, DBAPIError):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    if state is None:  # SQLite has none; two of its writers wait for each other, and only a key can be there twice
+        return isinstance(error, IntegrityError)
+    return state in CONFLICTS
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
@@ -71,4 +132,4 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-__all__ = ["Database", "Engine", "sqlite_url"]
+__all__ = ["Database", "Engine", "cipher_of", "sqlite_url"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Row, bindparam, func, insert, select, tuple_, update
 
 from fare_engine.ids import tap_id
 from fare_engine.store import schema
+from fare_engine.store.database import cipher_of
+from fare_engine.store.hashes import batch_hash, hashed
 from fare_engine.tap_format import TapEvent, TapFormatError, reopen_message
 
 
@@ -23,8 +27,23 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamRow:
+    """All that is held of an epoch. The predecessor is as the device says it ended."""
+
+    device_id: str
+    epoch: str
+    acknowledged_through: int
+    head: bytes
+    predecessor: str | None
+    predecessor_last: int | None
+    predecessor_head: bytes | None
+    begun_at: int
+    last_contact: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoredBatch:
-    """A message as received, with the sequences that were new in it and the answers given."""
+    """A message as received, with the sequences that were new in it and the answers given. At rest it is encrypted."""
 
     device_id: str
     epoch: str
@@ -50,12 +69,13 @@ class QuarantinedTap:
     waits_for: str | None = None
 
 
+_CBOR_PAIR = b"\x82"
+_EVIDENCE = b"evidence"
 _streams = schema.streams
 _FIND_STREAMS = (
     select(_streams.c.device_id, _streams.c.epoch, _streams.c.acknowledged_through, _streams.c.head)
     .where(tuple_(_streams.c.device_id, _streams.c.epoch).in_(bindparam("keys", expanding=True)))
     .order_by(_streams.c.device_id, _streams.c.epoch)
-    .with_for_update()
 )
 _BEGIN_STREAM = insert(_streams)
 _ADVANCE_STREAM = (
@@ -68,6 +88,17 @@ _quarantine = schema.quarantine
 _FIND_WAITING = select(_quarantine.c.device_id, _quarantine.c.epoch, _quarantine.c.sequence).where(
     _quarantine.c.waits_for.in_(bindparam("ids", expanding=True)), _quarantine.c.released_at.is_(None)
 )
+_LATEST_STREAM = (
+    select(_streams.c.device_id, _streams.c.epoch, _streams.c.acknowledged_through, _streams.c.head)
+    .where(_streams.c.device_id == bindparam("device"))
+    .order_by(_streams.c.begun_at.desc(), _streams.c.epoch)
+    .limit(1)
+)
+_STREAMS_OF_DEVICE = select(_streams).where(_streams.c.device_id == bindparam("device"))
+_alarms = schema.alarms
+_SAME_ALARM = select(_alarms.c.alarm_id).where(
+    _alarms.c.device_id == bindparam("device"), _alarms.c.kind == bindparam("kind"), _alarms.c.detail == bindparam("detail")
+)
 _SUCCESSORS = select(_streams.c.epoch).where(
     _streams.c.device_id == bindparam("device"), _streams.c.predecessor == bindparam("before")
 )
@@ -75,7 +106,7 @@ _SUCCESSORS = select(_streams.c.epoch).where(
 
 
 def find_streams(connection: Connection, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], Stream]:
-    """The streams of some (device, epoch) pairs that are known, locked in order where the database locks rows."""
+    """The streams of some (device, epoch) pairs that are known. Whoever writes them holds their devices' locks."""
     rows = connection.execute(_FIND_STREAMS, {"keys": sorted(keys)})
     return {(row.device_id, row.epoch): Stream(*row) for row in rows}
 
@@ -84,6 +115,12 @@ def find_successor(connection: Connection, device_id: str, predecessor: str) -> 
     """The epoch that a device began after another one, or None."""
     found: str | None = connection.execute(_SUCCESSORS, {"device": device_id, "before": predecessor}).scalar()
     return found
+
+
+def find_latest_stream(connection: Connection, device_id: str) -> Stream | None:
+    """The epoch that a device began last, or None."""
+    row = connection.execute(_LATEST_STREAM, {"device": device_id}).first()
+    return Stream(*row) if row else None
 
 
 def begin_streams(connection: Connection, rows: Iterable[dict[str, object]]) -> None:
@@ -102,20 +139,48 @@ def advance_streams(connection: Connection, streams: Iterable[Stream], at: int) 
 
 def add_batches(connection: Connection, batches: Iterable[StoredBatch]) -> None:
     """Messages with new taps in them."""
-    rows = [
-        {
+    cipher = cipher_of(connection)
+    rows = []
+    for batch in batches:
+        row: dict[str, object] = {
             "device_id": batch.device_id,
             "epoch": batch.epoch,
             "first_sequence": batch.first_sequence,
             "last_sequence": batch.last_sequence,
             "received_at": batch.received_at,
-            "message": batch.message,
             "answers": batch.answers,
         }
-        for batch in batches
-    ]
+        row["row_hash"] = batch_hash(row, batch.message)
+        row["message"] = cipher.seal(batch.message, message_place(batch.device_id, batch.epoch, batch.first_sequence))
+        rows.append(row)
     if rows:
         connection.execute(_ADD_BATCH, rows)
+
+
+def message_place(device_id: str, epoch: str, first_sequence: int) -> bytes:
+    """Where a message stands: it opens only there."""
+    return f"batches/{device_id}/{epoch}/{first_sequence}".encode()
+
+
+def opened_message(connection: Connection, row: Row[Any]) -> bytes:
+    """The message of a row of `batches`, as received; AtRestError if the stored bytes were changed. The first release did
+    not encrypt: a message itself begins with a CBOR array, encrypted bytes never do."""
+    stored: bytes = row.message
+    if stored[:1] == _CBOR_PAIR:
+        return stored
+    return cipher_of(connection).open(stored, message_place(row.device_id, row.epoch, row.first_sequence))
+
+
+def _stored(connection: Connection, row: Row[Any]) -> StoredBatch:
+    return StoredBatch(
+        row.device_id,
+        row.epoch,
+        row.first_sequence,
+        row.last_sequence,
+        row.received_at,
+        opened_message(connection, row),
+        row.answers,
+    )
 
 
 def list_batches(
@@ -133,7 +198,7 @@ def list_batches(
         )
         .order_by(table.c.first_sequence)
     )
-    return [StoredBatch(*tuple(row)[1:]) for row in rows]
+    return [_stored(connection, row) for row in rows.all()]
 
 
 def find_tap(connection: Connection, device_id: str, epoch: str, sequence: int) -> TapEvent | None:
@@ -150,7 +215,19 @@ def all_batches(connection: Connection) -> Iterable[StoredBatch]:
     """Every stored message, in the order of receipt."""
     rows = connection.execution_options(yield_per=1000).execute(select(schema.batches).order_by(schema.batches.c.batch_id))
     for row in rows:
-        yield StoredBatch(*tuple(row)[1:])
+        yield _stored(connection, row)
+
+
+def taps_of_device(connection: Connection, device_id: str) -> Iterator[TapEvent]:
+    """Every tap of a device that can be read, epoch by epoch."""
+    table = schema.batches
+    rows = connection.execute(select(table).where(table.c.device_id == device_id).order_by(table.c.epoch, table.c.first_sequence))
+    for row in rows.all():
+        stored = _stored(connection, row)
+        message = reopen_message(stored.message)
+        for sequence in range(stored.first_sequence, stored.last_sequence + 1):
+            with suppress(TapFormatError):
+                yield message.decode(sequence)
 
 
 def add_quarantined(connection: Connection, taps: Iterable[QuarantinedTap]) -> None:
@@ -170,12 +247,12 @@ def add_quarantined(connection: Connection, taps: Iterable[QuarantinedTap]) -> N
         for tap in taps
     ]
     if rows:
-        connection.execute(schema.quarantine.insert(), rows)
+        connection.execute(schema.quarantine.insert(), hashed(schema.quarantine, rows))
 
 
-def find_waiting(connection: Connection, tap_ids: Collection[str]) -> list[TapEvent]:
-    """Records in quarantine that wait for some taps, read from their messages."""
-    rows = connection.execute(_FIND_WAITING, {"ids": sorted(tap_ids)}).all()
+def find_waiting(connection: Connection, awaited: Collection[str]) -> list[TapEvent]:
+    """Taps in quarantine that wait for something that is there now (see `quarantine.waits_for`), read from their messages."""
+    rows = connection.execute(_FIND_WAITING, {"ids": sorted(awaited)}).all()
     found = [find_tap(connection, row.device_id, row.epoch, row.sequence) for row in rows]
     return [event for event in found if event is not None]
 
@@ -198,7 +275,7 @@ def list_quarantined(connection: Connection) -> list[QuarantinedTap]:
     table = schema.quarantine
     waiting = select(table).where(table.c.released_at.is_(None))
     rows = connection.execute(waiting.order_by(table.c.device_id, table.c.epoch, table.c.sequence))
-    return [QuarantinedTap(*tuple(row)[:-1]) for row in rows]
+    return [QuarantinedTap(*tuple(row)[:-2]) for row in rows]
 
 
 def list_released(connection: Connection) -> set[str]:
@@ -216,20 +293,100 @@ def count_held(connection: Connection, device_id: str, epoch: str) -> int:
     return int(connection.execute(statement).scalar_one())
 
 
-def add_refused(
-    connection: Connection, received_at: int, cause: str, detail: str, message_hash: str, evidence: bytes | None
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Refusal:
     """A message that was refused whole; `evidence` is the message itself where it proves something."""
-    connection.execute(
-        schema.refused.insert(),
+
+    received_at: int
+    cause: str
+    detail: str
+    message_hash: str
+    device_id: str | None = None
+    evidence: bytes | None = None
+
+
+def add_refused(connection: Connection, refusals: Iterable[Refusal]) -> None:
+    """Messages that were refused whole."""
+    rows = [
         {
-            "received_at": received_at,
-            "cause": cause,
-            "detail": detail,
-            "message_hash": message_hash,
-            "message": evidence,
-        },
-    )
+            "received_at": refusal.received_at,
+            "cause": refusal.cause,
+            "detail": refusal.detail,
+            "message_hash": refusal.message_hash,
+            "message": _sealed_evidence(connection, refusal.evidence),
+            "device_id": refusal.device_id,
+        }
+        for refusal in refusals
+    ]
+    if rows:
+        connection.execute(schema.refused.insert(), hashed(schema.refused, rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that somebody must look at. `evidence` is what came, `held` what speaks against it."""
+
+    raised_at: int
+    kind: str
+    device_id: str
+    detail: str
+    evidence: bytes | None = None
+    held: bytes | None = None
+
+
+def add_alarms(connection: Connection, alarms: Iterable[Alarm]) -> None:
+    """Alarms, once each: one that says the same of the same device as one before is not raised again."""
+    rows = []
+    for alarm in alarms:
+        same = {"device": alarm.device_id, "kind": alarm.kind, "detail": alarm.detail}
+        if connection.execute(_SAME_ALARM, same).first() is None:
+            row = {
+                "raised_at": alarm.raised_at,
+                "kind": alarm.kind,
+                "device_id": alarm.device_id,
+                "detail": alarm.detail,
+                "evidence": _sealed_evidence(connection, alarm.evidence),
+                "held": _sealed_evidence(connection, alarm.held),
+            }
+            rows.append(row)
+    if rows:
+        connection.execute(_alarms.insert(), hashed(_alarms, rows))
+
+
+def list_alarms(connection: Connection) -> list[Alarm]:
+    """Every alarm, the oldest first, with its evidence as it was received."""
+    table = schema.alarms
+    return [
+        Alarm(
+            row.raised_at,
+            row.kind,
+            row.device_id,
+            row.detail,
+            _opened_evidence(connection, row.evidence),
+            _opened_evidence(connection, row.held),
+        )
+        for row in connection.execute(select(table).order_by(table.c.alarm_id)).all()
+    ]
+
+
+def _sealed_evidence(connection: Connection, evidence: bytes | None) -> bytes | None:
+    return None if evidence is None else cipher_of(connection).seal(evidence, _EVIDENCE)
+
+
+def _opened_evidence(connection: Connection, sealed: bytes | None) -> bytes | None:
+    return None if sealed is None else cipher_of(connection).open(sealed, _EVIDENCE)
+
+
+def streams_of_device(connection: Connection, device_id: str) -> list[StreamRow]:
+    """Every stream of one device."""
+    return [StreamRow(*row) for row in connection.execute(_STREAMS_OF_DEVICE, {"device": device_id})]
+
+
+def all_streams(connection: Connection) -> list[StreamRow]:
+    """Every stream, by device and in the order in which they began."""
+    table = schema.streams
+    rows = connection.execute(select(table).order_by(table.c.device_id, table.c.begun_at, table.c.epoch))
+    return [StreamRow(*row) for row in rows]
 
 
 def count_acknowledged(connection: Connection) -> int:

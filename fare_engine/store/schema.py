@@ -1,7 +1,10 @@
 """Every table of the engine. Truth is here; whatever else remembers something may be empty and answers stay right.
 
 Facts live in their traveller's row, so the hot path needs no index by traveller. Batches are kept as received. Lines and
-postings are only ever added. A table has one owner: the module named in its comment is the only one that writes it."""
+postings are only ever added. A table has one owner: the module named in its comment is the only one that writes it.
+
+Columns that came after a release may be empty, so that the release before can go on writing while a new one is rolled out
+(docs/operations.md). `row_hash` is over all other columns of a row but a number that the database gave it: store.hashes."""
 
 from __future__ import annotations
 
@@ -31,9 +34,48 @@ devices = Table(  # store.registry
     metadata,
     Column("device_id", String, primary_key=True),
     Column("operator_id", String, nullable=False),
-    Column("public_key", LargeBinary, nullable=False),
+    Column("public_key", LargeBinary, nullable=False),  # the first; those after it stand in device_keys
     Column("enrolled_at", BigInteger, nullable=False),
     Column("revoked_at", BigInteger),
+    Column("limits", String),  # JSON: the routes and stops it may speak of, and how many taps (certificates.DeviceLimits)
+    Column("row_hash", LargeBinary),
+)
+
+device_keys = Table(  # store.registry: keys that a device changed to, each with its time
+    "device_keys",
+    metadata,
+    Column("device_id", String, nullable=False),
+    Column("public_key", LargeBinary, nullable=False),
+    Column("valid_from", BigInteger, nullable=False),
+    Column("valid_to", BigInteger),  # None: until another follows; before this instant
+    Column("certificate", LargeBinary),  # DER
+    Column("row_hash", LargeBinary),
+    PrimaryKeyConstraint("device_id", "public_key"),
+)
+
+enrolment_codes = Table(  # store.registry: one-time codes, hashed
+    "enrolment_codes",
+    metadata,
+    Column("code_hash", String, primary_key=True),
+    Column("device_id", String, nullable=False),
+    Column("operator_id", String, nullable=False),
+    Column("limits", String),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("used_at", BigInteger),
+)
+
+corrections = Table(  # store.registry: what a device's clock was off by, found out afterwards
+    "corrections",
+    metadata,
+    Column("correction_id", String, primary_key=True),
+    Column("device_id", String, nullable=False),
+    Column("begins", BigInteger, nullable=False),  # corrected times as the taps carry them: begins <= t < ends
+    Column("ends", BigInteger, nullable=False),
+    Column("shift_ms", BigInteger, nullable=False),
+    Column("made_at", BigInteger, nullable=False),
+    Column("made_by", String, nullable=False),
+    Column("row_hash", LargeBinary),
+    Index("corrections_device", "device_id"),
 )
 
 vehicles = Table(  # store.registry: who ran a vehicle from when; its operator at the tap's time is owed
@@ -42,6 +84,7 @@ vehicles = Table(  # store.registry: who ran a vehicle from when; its operator a
     Column("vehicle_id", String, nullable=False),
     Column("valid_from", BigInteger, nullable=False),
     Column("operator_id", String, nullable=False),
+    Column("row_hash", LargeBinary),
     PrimaryKeyConstraint("vehicle_id", "valid_from"),
 )
 
@@ -69,8 +112,9 @@ batches = Table(  # store.receipts: messages as received, only the taps that wer
     Column("first_sequence", BigInteger, nullable=False),
     Column("last_sequence", BigInteger, nullable=False),
     Column("received_at", BigInteger, nullable=False),
-    Column("message", LargeBinary, nullable=False),
+    Column("message", LargeBinary, nullable=False),  # encrypted at rest
     Column("answers", LargeBinary, nullable=False),
+    Column("row_hash", LargeBinary),  # over the SHA-256 of the message as received
     UniqueConstraint("device_id", "epoch", "first_sequence"),
 )
 
@@ -83,6 +127,22 @@ refused = Table(  # store.receipts: what was refused whole, for whoever looks af
     Column("detail", String, nullable=False),
     Column("message_hash", String, nullable=False),
     Column("message", LargeBinary),  # evidence: kept where the device's own signature holds and the story differs
+    Column("device_id", String),
+    Column("row_hash", LargeBinary),
+)
+
+alarms = Table(  # store.receipts: what somebody must look at, with both pieces of evidence
+    "alarms",
+    metadata,
+    Column("alarm_id", _Key, primary_key=True, autoincrement=True),
+    Column("raised_at", BigInteger, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("device_id", String, nullable=False),
+    Column("detail", String, nullable=False),
+    Column("evidence", LargeBinary),  # what came now, encrypted as messages are
+    Column("held", LargeBinary),  # what is held against it, encrypted as messages are
+    Column("row_hash", LargeBinary),
+    Index("alarms_device", "device_id"),
 )
 
 quarantine = Table(  # store.receipts: taps in good envelopes that cannot be used, each with its reason
@@ -96,8 +156,9 @@ quarantine = Table(  # store.receipts: taps in good envelopes that cannot be use
     Column("detail", String, nullable=False),
     Column("service_date", String(10), nullable=False),
     Column("accounting_date", String(10), nullable=False),
-    Column("waits_for", String),  # an OUTCOME record that came before the tap it speaks of: that tap's id
+    Column("waits_for", String),  # what would make it usable: a tap's id, `token:<id>` or `network`
     Column("released_at", BigInteger),  # it could be used after all
+    Column("row_hash", LargeBinary),
     PrimaryKeyConstraint("device_id", "epoch", "sequence"),
     Index(
         "quarantine_waits_for",
@@ -117,13 +178,86 @@ accounts = Table(  # store.travellers: who pays
     Column("card_label", String),  # the last four digits, for the page's head
 )
 
-tokens = Table(  # store.travellers: dated links token -> traveller -> account
+tokens = Table(  # store.travellers: what is tapped, and whose it was first
     "tokens",
     metadata,
     Column("token_id", String, primary_key=True),
     Column("traveller_id", String, nullable=False),
     Column("account_id", String, nullable=False),
     Column("blocked_at", BigInteger),
+    Column("terminal_token", LargeBinary),  # encrypted; needed to name the token to terminals in the deny list
+    Column("row_hash", LargeBinary),
+)
+
+links = Table(  # store.travellers: whose a token is from an instant on, where that changed
+    "links",
+    metadata,
+    Column("token_id", String, nullable=False),
+    Column("valid_from", BigInteger, nullable=False),
+    Column("traveller_id", String, nullable=False),
+    Column("made_at", BigInteger, nullable=False),
+    Column("made_by", String, nullable=False),
+    Column("row_hash", LargeBinary),
+    PrimaryKeyConstraint("token_id", "valid_from"),
+)
+
+proposals = Table(  # store.travellers: tokens that seem to be one person's
+    "proposals",
+    metadata,
+    Column("token_id", String, nullable=False),
+    Column("other_token_id", String, nullable=False),
+    Column("made_at", BigInteger, nullable=False),
+    Column("evidence", String, nullable=False),
+    Column("state", String, nullable=False),  # open, accepted, declined
+    PrimaryKeyConstraint("token_id", "other_token_id"),
+)
+
+claims = Table(  # store.travellers: what riders say of their rides, and what was decided
+    "claims",
+    metadata,
+    Column("claim_id", String, primary_key=True),
+    Column("traveller_id", String, nullable=False),
+    Column("leg_id", String, nullable=False),
+    Column("stop_id", String),
+    Column("at", BigInteger),
+    Column("text", String, nullable=False),
+    Column("made_at", BigInteger, nullable=False),
+    Column("state", String, nullable=False),  # open, accepted, declined
+    Column("decided_at", BigInteger),
+    Column("decided_by", String),
+    Column("reason", String),
+)
+
+drifts = Table(  # store.travellers: lines that changed though no fact explains it; held until somebody decides
+    "drifts",
+    metadata,
+    Column("traveller_id", String, nullable=False),
+    Column("found_at", BigInteger, nullable=False),
+    Column("revision", String, nullable=False),
+    Column("detail", String, nullable=False),
+    Column("decided_at", BigInteger),
+    PrimaryKeyConstraint("traveller_id", "found_at"),
+)
+
+deny_changes = Table(  # store.deny: the deny list is the sum of its changes; its version is the latest one's number
+    "deny_changes",
+    metadata,
+    Column("version", _Key, primary_key=True, autoincrement=True),
+    Column("token", LargeBinary, nullable=False),  # cut to 8 bytes, as terminals hold it
+    Column("added", Integer, nullable=False),  # 1 or 0
+    Column("at", BigInteger, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("row_hash", LargeBinary),
+)
+
+publications = Table(  # store.deny: what was signed for terminals
+    "publications",
+    metadata,
+    Column("kind", String, nullable=False),
+    Column("serial", BigInteger, nullable=False),
+    Column("made_at", BigInteger, nullable=False),
+    Column("message", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("kind", "serial"),
 )
 
 travellers = Table(  # store.travellers: who rides; the open window's facts, what is booked, and the state before them
@@ -135,7 +269,14 @@ travellers = Table(  # store.travellers: who rides; the open window's facts, wha
     Column("next_due", BigInteger, nullable=False),
     Column("dirty_since", BigInteger),
     Column("dirty_reason", String),
+    Column("row_hash", LargeBinary),
     Index("travellers_next_due", "next_due"),
+    Index(
+        "travellers_account",
+        "account_id",
+        sqlite_where=text("account_id != 'cash'"),
+        postgresql_where=text("account_id != 'cash'"),
+    ),
     Index(
         "travellers_dirty",
         "dirty_since",
@@ -166,6 +307,8 @@ lines = Table(  # store.books: every movement of every line
     Column("network_id", String),
     Column("service_date", String(10), nullable=False),
     Column("accounting_date", String(10), nullable=False),
+    Column("revision", String),  # of engine and tariff
+    Column("row_hash", LargeBinary),
     Index("lines_accounting_date", "accounting_date"),
 )
 
@@ -181,6 +324,7 @@ postings = Table(  # store.books
     Column("amount", BigInteger, nullable=False),
     Column("service_date", String(10), nullable=False),
     Column("accounting_date", String(10), nullable=False),
+    Column("row_hash", LargeBinary),
     Index("postings_accounting_date", "accounting_date"),
 )
 
@@ -190,6 +334,8 @@ closes = Table(  # store.books: the dates that are closed; the first open date f
     Column("accounting_date", String(10), primary_key=True),
     Column("frozen_at", BigInteger, nullable=False),
     Column("head", String),
+    Column("batches_through", BigInteger),  # the messages received up to here are sealed with this date or an earlier one
+    Column("tree_size", BigInteger),  # how many rows the head covers; None: a head of the release before
 )
 
 users = Table(  # store.registry: operators' people
@@ -199,6 +345,7 @@ users = Table(  # store.registry: operators' people
     Column("operator_id", String, nullable=False),
     Column("salt", LargeBinary, nullable=False),
     Column("password_hash", String, nullable=False),
+    Column("row_hash", LargeBinary),
 )
 
 attempts = Table(  # store.registry: failed logins, so that a PIN cannot be guessed

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, select, update
 
 from fare_engine.booking import Record, decode, encode
+from fare_engine.errors import NotFoundError
 from fare_engine.store import schema
+from fare_engine.store.database import cipher_of
+from fare_engine.store.hashes import hashed
 
 CASH = "cash"
 """The account of every paper ticket: whoever runs the leg holds its money, so he owes it."""
@@ -17,12 +20,45 @@ CASH = "cash"
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a token stands for."""
+    """What a token stands for: a traveller, and from some instants on another one."""
+
+    token_id: str
+    traveller_id: str
+    """Whose it was first."""
+    account_id: str
+    """The account that this traveller had then."""
+    blocked_at: int | None
+    links: tuple[tuple[int, str], ...] = ()
+    """(from when, traveller), oldest first."""
+
+    def traveller_at(self, at: int) -> str:
+        """Whose it was at an instant."""
+        found = self.traveller_id
+        for valid_from, traveller_id in self.links:
+            if valid_from <= at:
+                found = traveller_id
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """A token to be known from now on, with what terminals send for it (None: it will not be in any deny list)."""
 
     token_id: str
     traveller_id: str
     account_id: str
-    blocked_at: int | None
+    terminal_token: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A token is a traveller's from an instant on."""
+
+    token_id: str
+    valid_from: int
+    traveller_id: str
+    made_at: int
+    made_by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +74,7 @@ class Account:
 
 @dataclass(slots=True)
 class Traveller:
-    """A traveller's row with its record."""
+    """A traveller's row with its record. `account_id` is who pays now; for what days another did, the record says."""
 
     traveller_id: str
     account_id: str
@@ -49,9 +85,20 @@ class Traveller:
 
 
 _tokens, _accounts, _travellers = schema.tokens, schema.accounts, schema.travellers
-_FIND_TOKENS = select(_tokens.c.token_id, _tokens.c.traveller_id, _tokens.c.account_id, _tokens.c.blocked_at).where(
-    _tokens.c.token_id.in_(bindparam("ids", expanding=True))
+_links = schema.links
+_TOKENS = (
+    select(
+        _tokens.c.token_id,
+        _tokens.c.traveller_id,
+        _tokens.c.account_id,
+        _tokens.c.blocked_at,
+        _links.c.valid_from,
+        _links.c.traveller_id.label("later_traveller_id"),
+    )
+    .join_from(_tokens, _links, _links.c.token_id == _tokens.c.token_id, isouter=True)
+    .order_by(_tokens.c.token_id, _links.c.valid_from)
 )
+_FIND_TOKENS = _TOKENS.where(_tokens.c.token_id.in_(bindparam("ids", expanding=True)))
 _FIND_ACCOUNTS = (
     select(_accounts)
     .where(_accounts.c.account_id.in_(bindparam("ids", expanding=True)))
@@ -67,7 +114,7 @@ _GET_TRAVELLERS = (
 _SAVE_TRAVELLER = (
     update(_travellers)
     .where(_travellers.c.traveller_id == bindparam("key"))
-    .values({name: bindparam(name) for name in ("record", "next_due", "dirty_since", "dirty_reason")})
+    .values({name: bindparam(name) for name in ("account_id", "record", "next_due", "dirty_since", "dirty_reason", "row_hash")})
 )
 _CHANGE_BALANCE = (
     update(_accounts).where(_accounts.c.account_id == bindparam("key")).values(balance=_accounts.c.balance + bindparam("change"))
@@ -91,49 +138,99 @@ def add_accounts(connection: Connection, accounts: Iterable[Account]) -> None:
         connection.execute(schema.accounts.insert(), rows)
 
 
-def add_tokens(connection: Connection, tokens: Iterable[Token]) -> None:
-    """New links from a token to a traveller and an account."""
+def ensure_cash(connection: Connection) -> None:
+    """The account of paper tickets is there. Nobody locks it, for it has no balance."""
+    if connection.execute(select(_accounts.c.account_id).where(_accounts.c.account_id == CASH)).first() is None:
+        add_accounts(connection, [Account(CASH, "collector", 0)])
+
+
+def add_tokens(connection: Connection, tokens: Iterable[NewToken]) -> None:
+    """New tokens, each with its traveller and account."""
+    cipher = cipher_of(connection)
     rows = [
         {
             "token_id": token.token_id,
             "traveller_id": token.traveller_id,
             "account_id": token.account_id,
-            "blocked_at": token.blocked_at,
+            "blocked_at": None,
+            "terminal_token": None
+            if token.terminal_token is None
+            else cipher.seal(token.terminal_token, _token_place(token.token_id)),
         }
         for token in tokens
     ]
     if rows:
-        connection.execute(schema.tokens.insert(), rows)
+        connection.execute(schema.tokens.insert(), hashed(schema.tokens, rows))
+
+
+def find_terminal_token(connection: Connection, token_id: str) -> bytes | None:
+    """What terminals send for a token; None where that was never told."""
+    sealed = connection.execute(select(_tokens.c.terminal_token).where(_tokens.c.token_id == token_id)).scalar()
+    return None if sealed is None else cipher_of(connection).open(sealed, _token_place(token_id))
+
+
+def _token_place(token_id: str) -> bytes:
+    return f"tokens/{token_id}".encode()
+
+
+def add_link(connection: Connection, link: Link) -> None:
+    """A token is another traveller's from an instant on."""
+    row = {name: getattr(link, name) for name in Link.__slots__}
+    connection.execute(_links.insert(), hashed(_links, [row]))
 
 
 def add_travellers(connection: Connection, travellers: Iterable[Traveller]) -> None:
     """New travellers."""
     rows = [_row(traveller) for traveller in travellers]
     if rows:
-        connection.execute(schema.travellers.insert(), rows)
+        connection.execute(schema.travellers.insert(), hashed(schema.travellers, rows))
 
 
 def find_tokens(connection: Connection, token_ids: Collection[str]) -> dict[str, Token]:
     """The tokens that are known."""
-    rows = connection.execute(_FIND_TOKENS, {"ids": list(token_ids)})
-    return {row.token_id: Token(*row) for row in rows}
+    return _tokens_of(connection.execute(_FIND_TOKENS, {"ids": list(token_ids)}))
 
 
 def all_tokens(connection: Connection) -> Iterable[Token]:
     """Every token."""
-    table = schema.tokens
-    for row in connection.execute(select(table.c.token_id, table.c.traveller_id, table.c.account_id, table.c.blocked_at)):
-        yield Token(*row)
+    return _tokens_of(connection.execute(_TOKENS)).values()
 
 
-def block_token(connection: Connection, token_id: str, at: int) -> None:
-    """A lost card: nothing that is tapped with it from now on is let through."""
-    connection.execute(update(schema.tokens).where(schema.tokens.c.token_id == token_id).values(blocked_at=at))
+def tokens_of_traveller(connection: Connection, traveller_id: str) -> list[Token]:
+    """The tokens that are or were a traveller's."""
+    linked = select(_links.c.token_id).where(_links.c.traveller_id == traveller_id)
+    mine = (_tokens.c.traveller_id == traveller_id) | _tokens.c.token_id.in_(linked)
+    return list(_tokens_of(connection.execute(_TOKENS.where(mine))).values())
+
+
+def _tokens_of(rows: Iterable[Row[Any]]) -> dict[str, Token]:
+    found: dict[str, Token] = {}
+    for row in rows:
+        token = found.get(row.token_id) or Token(row.token_id, row.traveller_id, row.account_id, row.blocked_at)
+        if row.valid_from is not None:
+            token = replace(token, links=(*token.links, (row.valid_from, row.later_traveller_id)))
+        found[row.token_id] = token
+    return found
+
+
+def block_token(connection: Connection, token_id: str, at: int | None) -> None:
+    """A lost card: nothing that is tapped with it from now on is let through. None: it was found."""
+    row = connection.execute(select(_tokens).where(_tokens.c.token_id == token_id)).first()
+    if row is None:
+        raise NotFoundError(f"no token {token_id}")
+    (changed,) = hashed(_tokens, [{**row._mapping, "blocked_at": at}])
+    connection.execute(update(_tokens).where(_tokens.c.token_id == token_id).values(changed))
 
 
 def get_travellers(connection: Connection, traveller_ids: Collection[str]) -> dict[str, Traveller]:
     """Some travellers, locked in the order of their ids where the database locks rows."""
     return {row.traveller_id: _traveller(row) for row in connection.execute(_GET_TRAVELLERS, {"ids": sorted(traveller_ids)})}
+
+
+def find_traveller(connection: Connection, traveller_id: str) -> Traveller | None:
+    """One traveller, not locked: to be looked at; or None."""
+    row = connection.execute(select(_travellers).where(_travellers.c.traveller_id == traveller_id)).first()
+    return _traveller(row) if row else None
 
 
 def list_due(connection: Connection, as_of: int, most: int) -> list[str]:
@@ -146,19 +243,126 @@ def list_due(connection: Connection, as_of: int, most: int) -> list[str]:
 
 
 def list_dirty(connection: Connection, most: int) -> list[str]:
-    """Travellers whose last fold failed and is to be tried again."""
+    """Travellers whose last fold failed and is to be tried again; not those whose lines drifted, who wait for a decision."""
     table = schema.travellers
-    rows = connection.execute(
-        select(table.c.traveller_id).where(table.c.dirty_since.is_not(None)).order_by(table.c.traveller_id).limit(most)
-    )
+    waiting = table.c.dirty_since.is_not(None) & (table.c.dirty_reason != "drift")
+    rows = connection.execute(select(table.c.traveller_id).where(waiting).order_by(table.c.dirty_since).limit(most))
     return [row.traveller_id for row in rows]
+
+
+def list_unpriced(connection: Connection) -> list[str]:
+    """Travellers with a ride that had no price when it was folded last."""
+    table = schema.travellers
+    rows = connection.execute(select(table.c.traveller_id).where(table.c.dirty_reason == "unknown_price"))
+    return sorted(row.traveller_id for row in rows)
+
+
+def list_with_missing_taps(connection: Connection) -> list[str]:
+    """Travellers who were charged for a missing entry or exit."""
+    table = schema.lines
+    missing = table.c.rule_id.like("%/missing_exit") | table.c.rule_id.like("%/missing_entry")
+    return sorted(row.traveller_id for row in connection.execute(select(table.c.traveller_id).where(missing).distinct()))
+
+
+def add_drift(connection: Connection, traveller_id: str, found_at: int, revision: str, changed: list[str]) -> None:
+    """A traveller's lines that changed though no fact explains it."""
+    row = {
+        "traveller_id": traveller_id,
+        "found_at": found_at,
+        "revision": revision,
+        "detail": "\n".join(changed),
+        "decided_at": None,
+    }
+    connection.execute(schema.drifts.insert(), row)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a rider says of a ride whose exit is missing, and what was decided: `open`, `accepted` or `declined`."""
+
+    claim_id: str
+    traveller_id: str
+    leg_id: str
+    stop_id: str | None
+    at: int | None
+    text: str
+    made_at: int
+    state: str
+    decided_at: int | None = None
+    decided_by: str | None = None
+    reason: str | None = None
+
+
+def save_claim(connection: Connection, claim: Claim) -> None:
+    """Add a claim, or what was decided of it."""
+    table = schema.claims
+    row = {name: getattr(claim, name) for name in Claim.__slots__}
+    if connection.execute(update(table).where(table.c.claim_id == claim.claim_id).values(row)).rowcount == 0:
+        connection.execute(table.insert(), row)
+
+
+def list_claims(connection: Connection, *, traveller_id: str | None = None, state: str | None = None) -> list[Claim]:
+    """Claims, the oldest first."""
+    table = schema.claims
+    statement = select(table).order_by(table.c.made_at, table.c.claim_id)
+    if traveller_id is not None:
+        statement = statement.where(table.c.traveller_id == traveller_id)
+    if state is not None:
+        statement = statement.where(table.c.state == state)
+    return [Claim(*row) for row in connection.execute(statement)]
+
+
+def find_claim(connection: Connection, claim_id: str) -> Claim | None:
+    """One claim, or None."""
+    row = connection.execute(select(schema.claims).where(schema.claims.c.claim_id == claim_id).with_for_update()).first()
+    return Claim(*row) if row else None
+
+
+def save_proposal(connection: Connection, token_id: str, other_token_id: str, made_at: int, evidence: str) -> bool:
+    """Keep that two tokens seem to be one person's; whether it was not known yet."""
+    table = schema.proposals
+    same = (table.c.token_id == token_id) & (table.c.other_token_id == other_token_id)
+    if connection.execute(select(table.c.state).where(same)).first() is not None:
+        return False
+    row = {"token_id": token_id, "other_token_id": other_token_id, "made_at": made_at, "evidence": evidence, "state": "open"}
+    connection.execute(table.insert(), row)
+    return True
+
+
+def list_proposals(connection: Connection) -> list[tuple[str, str, str]]:
+    """(token, other token, evidence) of the proposals that nobody has decided."""
+    table = schema.proposals
+    rows = connection.execute(select(table).where(table.c.state == "open").order_by(table.c.token_id, table.c.other_token_id))
+    return [(row.token_id, row.other_token_id, row.evidence) for row in rows]
+
+
+def decide_proposal(connection: Connection, token_id: str, other_token_id: str, state: str) -> None:
+    """A proposal was accepted or declined."""
+    table = schema.proposals
+    same = (table.c.token_id == token_id) & (table.c.other_token_id == other_token_id)
+    connection.execute(update(table).where(same).values(state=state))
+
+
+def list_drifts(connection: Connection) -> list[tuple[str, int, str, str]]:
+    """(traveller, found when, under which revision, lines) of drift that waits for a decision."""
+    table = schema.drifts
+    rows = connection.execute(select(table).where(table.c.decided_at.is_(None)).order_by(table.c.found_at, table.c.traveller_id))
+    return [(row.traveller_id, row.found_at, row.revision, row.detail) for row in rows]
+
+
+def decide_drift(connection: Connection, traveller_id: str, at: int) -> None:
+    """A traveller's drift was looked at."""
+    table = schema.drifts
+    connection.execute(
+        update(table).where(table.c.traveller_id == traveller_id, table.c.decided_at.is_(None)).values(decided_at=at)
+    )
 
 
 def save_travellers(connection: Connection, travellers: Iterable[Traveller]) -> None:
     """Write travellers' rows back."""
-    rows = [{"key": traveller.traveller_id, **_row(traveller)} for traveller in travellers]
+    rows = hashed(schema.travellers, [_row(traveller) for traveller in travellers])
     for row in rows:
-        del row["traveller_id"], row["account_id"]
+        row["key"] = row.pop("traveller_id")
     if rows:
         connection.execute(_SAVE_TRAVELLER, rows)
 
@@ -185,12 +389,9 @@ def find_account_by_card(connection: Connection, card_number_hash: str) -> Accou
 
 
 def travellers_of_account(connection: Connection, account_id: str) -> list[Traveller]:
-    """The travellers whose rides an account pays."""
-    tokens = schema.tokens
-    ids = select(tokens.c.traveller_id).where(tokens.c.account_id == account_id).distinct()
-    rows = connection.execute(
-        select(schema.travellers).where(schema.travellers.c.traveller_id.in_(ids)).order_by(schema.travellers.c.traveller_id)
-    )
+    """The travellers whose rides an account pays now."""
+    table = schema.travellers
+    rows = connection.execute(select(table).where(table.c.account_id == account_id).order_by(table.c.traveller_id))
     return [_traveller(row) for row in rows]
 
 

@@ -385,6 +385,22 @@ def head_makes_sense(version: Version, tariff: Tariff) -> Iterator[Fault]:
         yield Fault(f"{place}.service_day_start", head.service_day_start, "not a time HH:MM")
 
 
+def accounts_make_sense(version: Version, tariff: Tariff) -> Iterator[Fault]:
+    """Limits that can be kept, and a bearer for what they waive."""
+    accounts = version.file.accounts
+    place = f"{version.folder}/tariff.toml: accounts"
+    for field in ("charge_within_days", "refund_within_days"):
+        days = getattr(accounts, field)
+        if days is not None and days < 1:
+            yield Fault(f"{place}.{field}", days, "must be a day or more")
+        if days is not None and accounts.waivers_borne_by not in tariff.network.parties:
+            yield Fault(
+                f"{place}.waivers_borne_by", accounts.waivers_borne_by, f"{field} needs a party of agency.txt or parties.csv"
+            )
+    if accounts.prepaid_floor is not None and accounts.prepaid_floor > accounts.prepaid_above:
+        yield Fault(f"{place}.prepaid_floor", accounts.prepaid_floor, f"above prepaid_above {accounts.prepaid_above}")
+
+
 def _versions_fit_together(tariff: Tariff) -> Iterator[Fault]:
     seen: dict[object, str] = {}
     kept: dict[tuple[str, str], tuple[object, str]] = {}
@@ -410,6 +426,7 @@ def _versions_fit_together(tariff: Tariff) -> Iterator[Fault]:
 Rule = Callable[[Version, Tariff], Iterator[Fault]]
 RULES: tuple[Rule, ...] = (
     head_makes_sense,
+    accounts_make_sense,
     leg_rules_refer_to_what_exists,
     transfer_rules_hold_together,
     timeframes_refer_to_calendars,

@@ -148,6 +148,8 @@ class TapRule(Row, frozen=True, kw_only=True):
     missing_entry: Literal["highest_fare", "lowest_fare", "priced"] = "highest_fare"
     late_exit: Literal["closes_leg", "missing_entry"] = "closes_leg"
     """An exit after the longest stay: it closes the leg already charged, or counts as one without an entry."""
+    completes: tuple[Literal["next_tap", "habit"], ...] = ()
+    """How a missing exit is completed by itself, tried in this order; a leg that nothing completes costs its `missing_exit`."""
     missing_counts_toward_caps: bool = False
     missing_joins: bool = False
     """Whether a leg without exit still continues legs priced as one."""
@@ -155,6 +157,21 @@ class TapRule(Row, frozen=True, kw_only=True):
     """Which next entry of the token shows that the exit is missing: one on the same network, or any."""
     owner: Literal["entry", "exit"] = "entry"
     """The tap whose version owns the leg."""
+
+
+class Accounts(Row, frozen=True, kw_only=True):
+    """What holds for accounts: when a prepaid one lets a rider in, and what comes too late to be collected or given back."""
+
+    prepaid_above: int = 0
+    """A ride may be begun with more than this."""
+    prepaid_floor: int | None = None
+    """No ride may be begun that leaves less than this, by what is taken when it begins; None: any may."""
+    charge_within_days: int | None = None
+    """What is charged for a service day longer ago than this is waived; None: never."""
+    refund_within_days: int | None = None
+    """What would be given back for a service day longer ago than this is kept; None: never."""
+    waivers_borne_by: str = ""
+    """The party that bears what is waived, and has what is kept."""
 
 
 class Surcharge(Conditions, frozen=True, kw_only=True):
@@ -385,6 +402,7 @@ class TariffFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     tariff: Head
     leg_prices: tuple[LegPriceRow, ...] = ()
+    accounts: Accounts = Accounts()
     tap_rules: tuple[TapRule, ...] = ()
     surcharges: tuple[Surcharge, ...] = ()
     joining_rules: tuple[JoiningRule, ...] = ()

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -27,10 +26,10 @@ from fare_engine.pricing.state import NEVER
 from fare_engine.receipt import Receipt
 from fare_engine.service_day import parse_instant
 from fare_engine.store import registry, travellers
-from fare_engine.store.database import Database, sqlite_url
+from fare_engine.store.database import Database
 from fare_engine.store.registry import Device
 from fare_engine.store.schema import metadata
-from fare_engine.store.travellers import Account, Token, Traveller
+from fare_engine.store.travellers import Account, NewToken, Traveller
 from fare_engine.tap_format import (
     BatchHeader,
     Decision,
@@ -51,6 +50,7 @@ from fare_engine.tokens import stored_token
 ADOPTED = ("proposal-2026-03",)
 DAY = "2026-03-02"
 SERVER_KEY = b"k" * 32
+AT_REST_KEY = b"r" * 32
 DEVICES = {"gate-1": "OP-HURC1", "gate-2": "OP-HURC1", "bus-1": "OP-FUTA", "bus-2": "OP-SAIGONBUS"}
 BEN_THANH, TAN_CANG, SUOI_TIEN = "L1-01", "L1-05", "L1-14"
 BUS_FARE, METRO_SHORT, METRO_LONG = 6000, 6000, 19000
@@ -171,18 +171,18 @@ class Stream:
 class Desk:
     """The server's side without HTTP: a receipt over a real database file."""
 
-    def __init__(self, path: Path, tariff: CompiledTariff) -> None:
-        """Over a file that `equip` made."""
-        self.path = path
+    def __init__(self, url: str, tariff: CompiledTariff) -> None:
+        """Over a database that `equip` made."""
+        self.url = url
         self.tariff = tariff
-        self.database = Database(sqlite_url(path))
+        self.database = Database(url, AT_REST_KEY)
         self.application = Application(tariff, SERVER_KEY)
         self.receipt = Receipt(self.database, self.application)
 
     def restart(self) -> None:
-        """Everything anew over the same file, as after the process ended."""
+        """Everything anew over the same database, as after the process ended."""
         self.database.dispose()
-        self.database = Database(sqlite_url(self.path))
+        self.database = Database(self.url, AT_REST_KEY)
         self.application = Application(self.tariff, SERVER_KEY)
         self.receipt = Receipt(self.database, self.application)
 
@@ -247,14 +247,19 @@ class Desk:
         check_books(self.database)
 
 
-def equip(path: Path, server_key: bytes = SERVER_KEY) -> None:
-    """A store's file with the devices and the cards anna, binh and chi."""
-    database = Database(sqlite_url(path))
+def equip(url: str, server_key: bytes = SERVER_KEY, at_rest_key: bytes = AT_REST_KEY) -> None:
+    """A store with the devices and the cards anna, binh and chi."""
+    database = Database(url, at_rest_key)
     database.create()
+    fill(database, server_key)
+    database.dispose()
+
+
+def fill(database: Database, server_key: bytes = SERVER_KEY) -> None:
+    """The devices and cards into an empty store."""
     with database.write() as connection:
         registry.enrol_devices(connection, [_device(name, owner) for name, owner in DEVICES.items()], at("00:00"))
     issue(database, server_key, "anna", "binh", "chi")
-    database.dispose()
 
 
 def _device(device_id: str, operator_id: str) -> Device:
@@ -270,7 +275,8 @@ def issue(
     with database.write() as connection:
         travellers.add_accounts(connection, [Account(card, kind, balance) for card in cards])
         travellers.add_tokens(
-            connection, [Token(stored_token(server_key, terminal_token(card)), card, card, None) for card in cards]
+            connection,
+            [NewToken(stored_token(server_key, terminal_token(card)), card, card, terminal_token(card)) for card in cards],
         )
         travellers.add_travellers(connection, [Traveller(card, card, Record(entitlements=entitlements), NEVER) for card in cards])
 
@@ -284,14 +290,14 @@ def rows(database: Database, statement: str) -> list[tuple[object, ...]]:
 def check_books(database: Database, opening: dict[str, int] | None = None) -> None:
     """The books hold together: each line's money is posted once, nothing is posted that no line or close made, and each
     account's balance is what was put on it less its lines. `opening` names accounts that began with money outside the books."""
-    ours = "code not in ('SETTLED', 'TOPPED_UP')"
+    ours = "code not in ('SETTLED', 'TOPPED_UP', 'WAIVED')"
     posted = dict(rows(database, f"select transaction_id, sum(amount) from postings where {ours} group by 1"))
     lines = dict(rows(database, "select transaction_id, abs(amount) + abs(funded) from lines"))
     assert {key: amount for key, amount in lines.items() if amount} == posted
     twice = rows(
         database,
-        "select line_id from lines group by line_id having sum(1 - 2 * (generation % 2)) not in (0, 1) "
-        "or max(generation) + 1 != count(*)",
+        "select traveller_id, line_id from lines group by traveller_id, line_id "
+        "having sum(1 - 2 * (generation % 2)) not in (0, 1) or max(generation) + 1 != count(*)",
     )
     assert twice == []
     spent: dict[object, int] = dict(rows(database, "select payer, sum(amount) from lines group by 1"))

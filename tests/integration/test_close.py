@@ -92,7 +92,7 @@ def test_what_comes_in_goes_out(tmp_path: Path) -> None:
     found.take(A_DAY)
     documents = found.close(TUESDAY)
     # ana pays 4,000 + 7,000 and the city 3,000; ben 5,000 and 15,000, of which the cap takes 8,000 off; the ticket 5,000
-    assert proof(documents) | {"seal": ""} == {
+    assert proof(documents) | {"seal": "", "tree_size": 0} == {
         "accounting_date": TUESDAY,
         "agreement_version": "1",
         "charged": 11_000 + 12_000 + 5000,
@@ -103,6 +103,7 @@ def test_what_comes_in_goes_out(tmp_path: Path) -> None:
         "debits": proof(documents)["credits"],
         "credits": proof(documents)["credits"],
         "seal": "",
+        "tree_size": 0,
     }
     assert settled(documents) == {"BOATS": 9000, "BUSCO": 10_000, "COOP": 3000, "RAIL": 9000}
     assert positions(documents) == {
@@ -628,7 +629,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  #
 def shop(tmp_path: Path) -> Town:
     """A store that commands can open: it knows its tariff and has its key."""
     found = town(tmp_path, JOINT, CAP, metro=HOLD)
-    (tmp_path / "data" / "keys").mkdir()
+    (tmp_path / "data" / "keys").mkdir(exist_ok=True)
     (tmp_path / "data" / "keys" / "server.key").write_bytes(SERVER_KEY)
     with found.database.write() as connection:
         registry.save_settings(connection, {"tariff": str(tmp_path / "city"), "adopt": ""})

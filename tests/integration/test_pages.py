@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, R
 
 from fare_engine.commands import open_store
 from fare_engine.ids import RouteId
+from fare_engine.store.database import sqlite_url
 from fare_engine.tap_format import TapKind
 from simulators.seeding import card_number, password_of, pin_of
 from tests.demos import DAY, PlayedDemo
@@ -165,7 +166,7 @@ def dong(text: str) -> int:
 def test_the_public_page_shows_counts_and_nothing_of_anybody(browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / "server.key").write_bytes(SERVER_KEY)
-    equip(tmp_path / "motthe.db")
+    equip(sqlite_url(tmp_path / "motthe.db"))
     environment = {"MOTTHE_PUBLIC_DELAY_MINUTES": "0", "MOTTHE_ADOPT": f'["{ADOPTED[0]}"]'}
     with serving_process(tmp_path, environment) as url:
         bus = Stream("bus-1")

@@ -12,16 +12,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fare_engine import booking
 from fare_engine.answers import BatchAnswer, TapAnswer
-from fare_engine.application import AHEAD_MS, BEHIND_MS
 from fare_engine.errors import EnvelopeError
 from fare_engine.facts import Fact
 from fare_engine.ids import RouteId, StopId
 from fare_engine.pricing.fold import Folded
 from fare_engine.pricing.state import State
-from fare_engine.store import registry
-from fare_engine.tap_format import MAX_MESSAGE_BYTES, Decision, Outcome, Predecessor, TapKind, TapPlace, seal
+from fare_engine.store import receipts, registry
+from fare_engine.tap_format import MAX_MESSAGE_BYTES, Decision, Outcome, Predecessor, TapKind, TapPlace, reopen_message, seal
 from fare_engine.tariff.compile import CompiledTariff
 from fare_engine.tokens import stored_token
+from fare_engine.verdicts import AHEAD_MS, BEHIND_MS
 from tests.integration.desk import (
     BEN_THANH,
     BUS_CASH,
@@ -130,9 +130,9 @@ def test_an_unknown_epoch_that_begins_in_its_middle_is_wanted_from_its_first_tap
 )
 def test_another_story_of_what_is_held_is_a_fork_however_it_is_told(desk: Desk, first: int, last: int) -> None:
     bus = held_bus(desk)
-    before = desk.everything(but=("refused_messages",))
+    before = desk.everything(but=("refused_messages", "alarms"))
     assert desk.refused(with_another_third_tap(bus).message(first, last)).cause == "forked_chain"
-    assert desk.everything(but=("refused_messages",)) == before
+    assert desk.everything(but=("refused_messages", "alarms")) == before
     assert desk.rows("select cause from refused_messages") == [("forked_chain",)]
 
 
@@ -157,15 +157,17 @@ def test_of_two_stories_in_one_group_the_first_is_held_and_the_second_is_a_fork(
     assert (desk.balance("anna"), desk.balance("binh")) == (-BUS_FARE, 0)
 
 
-def test_a_revoked_device_is_refused_from_that_instant_on_although_its_key_is_known(desk: Desk) -> None:
+def test_what_a_device_sends_after_its_revocation_is_kept_as_evidence_and_charges_nobody(desk: Desk) -> None:
     bus = held_bus(desk)
     with desk.database.write() as connection:
         registry.revoke_device(connection, "bus-1", at("12:00"))
     assert desk.taken(bus.message(3), at("12:00") - 1).acknowledged_through == 3
     bus.board("08:04", "binh")
-    before = desk.everything(but=("refused_messages",))
-    assert desk.refused(bus.message(4), at("12:00")).cause == "revoked_device"
-    assert desk.everything(but=("refused_messages",)) == before
+    money = desk.money()
+    (answer,) = desk.taken(bus.message(4), at("12:00")).answers
+    assert (answer.result, answer.reason, answer.decision) == ("QUARANTINED", "revoked_device", "none")
+    assert desk.money() == money
+    assert desk.quarantined() == [("bus-1", 4, "revoked_device")]
 
 
 def test_an_epoch_after_one_that_was_never_heard_of_is_taken_and_what_is_missing_is_known(desk: Desk) -> None:
@@ -201,9 +203,22 @@ def test_two_epochs_that_continue_one_head_are_a_fork_also_when_they_come_togeth
 
 def test_both_sides_of_a_fork_are_kept_as_evidence(desk: Desk) -> None:
     bus = held_bus(desk)
+    held = desk.rows("select message from batches")
     other = with_another_third_tap(bus).message(1, 2)
     desk.refused(other)
-    assert any(other in row for row in desk.rows("select * from refused_messages"))
+    with desk.database.read() as connection:
+        (alarm,) = receipts.list_alarms(connection)
+    assert (alarm.kind, alarm.device_id, alarm.evidence) == ("forked_chain", "bus-1", other)
+    assert alarm.held is not None
+    assert reopen_message(alarm.held).taps[:2] == tuple(bus.taps[:2])
+    assert (other,) not in held
+
+
+def test_a_message_is_not_to_be_read_where_it_is_stored(desk: Desk) -> None:
+    bus = held_bus(desk)
+    ((stored,),) = desk.rows("select message from batches")
+    assert isinstance(stored, bytes)
+    assert not any(part in stored for part in (terminal_token("anna"), bus.taps[0], b"bus-1"))
 
 
 # ---- bad taps in good envelopes
@@ -270,7 +285,7 @@ def test_only_what_a_blocked_card_did_after_its_report_is_set_aside(desk: Desk) 
 
 def test_a_tap_set_aside_on_a_day_that_is_closed_stands_in_the_first_open_one(desk: Desk) -> None:
     with desk.database.write() as connection:
-        connection.exec_driver_sql("insert into closes values ('2026-03-02', 0, null)")
+        connection.exec_driver_sql("insert into closes (accounting_date, frozen_at) values ('2026-03-02', 0)")
     bus = Stream("bus-1")
     bus.board("08:00", card="nobody's")
     bus.board("08:01", card="anna")

@@ -63,7 +63,7 @@ def standing(tariff: CompiledTariff, arrivals: Iterable[list[Fact]], as_of: int)
     for arrived in arrivals:
         known = {fact.fact_id for fact in record.facts}
         record.facts += [fact for fact in arrived if fact.fact_id not in known]
-        movements += book(record, price(tariff, record, as_of))
+        movements += book("anna", record, price(tariff, record, as_of))
         record = decode(encode(record))
     stood = [
         (key, booked.line, booked.service_date, booked.operator_id, booked.network_id)
@@ -110,11 +110,11 @@ def test_time_that_passes_bit_by_bit_ends_like_time_that_passes_at_once(tariff: 
     record, movements = Record(), []
     for fact in found:
         record.facts.append(fact)
-        movements += book(record, price(tariff, record, fact.at))
+        movements += book("anna", record, price(tariff, record, fact.at))
     chance = random.Random(seed)
     for moment in sorted(chance.randint(found[-1].at, as_of) for _ in range(3)):
-        movements += book(record, price(tariff, record, moment))
-    movements += book(record, price(tariff, record, as_of))
+        movements += book("anna", record, price(tariff, record, moment))
+    movements += book("anna", record, price(tariff, record, as_of))
     assert sums(movements) == sums(standing(tariff, [found], as_of)[1])
 
 
@@ -141,17 +141,17 @@ def test_every_line_is_booked_and_reversed_in_turn_and_reversals_balance(tariff:
 def test_booking_the_same_again_moves_nothing(tariff: CompiledTariff, day: str) -> None:
     record = Record(facts=facts(day))
     as_of = max(fact.at for fact in record.facts) + DAY_MS
-    movements = book(record, price(tariff, record, as_of))
+    movements = book("anna", record, price(tariff, record, as_of))
     assert charge(movements) == sum(line.amount for line in price(tariff, record, as_of).lines)
-    assert book(record, price(tariff, record, as_of)) == []
+    assert book("anna", record, price(tariff, record, as_of)) == []
 
 
 def test_a_late_bus_tap_makes_a_joint_ticket_and_reverses_nothing_that_still_holds(tariff: CompiledTariff) -> None:
     bus, *metro = facts("07:00 board 10\n07:20 enter A\n07:40 leave C")
     record = Record(facts=[*metro])
-    assert charge(book(record, price(tariff, record, metro[-1].at))) == 9000 - 700
+    assert charge(book("anna", record, price(tariff, record, metro[-1].at))) == 9000 - 700
     record.facts.append(bus)
-    late = book(record, price(tariff, record, metro[-1].at))
+    late = book("anna", record, price(tariff, record, metro[-1].at))
     assert [(move.line.kind, move.line.amount) for move in late if move.line.leg_id == "1"] == [
         ("list_fare", 5000),
         ("discount", -700),
@@ -163,12 +163,12 @@ def test_a_late_bus_tap_makes_a_joint_ticket_and_reverses_nothing_that_still_hol
 def test_a_line_that_comes_and_goes_keeps_its_id_and_counts_its_movements(tariff: CompiledTariff) -> None:
     ride, cancel = facts("07:00 board 10\n07:01 cancel 1")
     record = Record(facts=[ride])
-    book(record, price(tariff, record, ride.at))
+    book("anna", record, price(tariff, record, ride.at))
     record.facts.append(cancel)
-    gone = book(record, price(tariff, record, ride.at))
+    gone = book("anna", record, price(tariff, record, ride.at))
     assert sorted(move.line.amount for move in gone) == [-5000, 700]
     record.facts.remove(cancel)
-    again = book(record, price(tariff, record, ride.at))
+    again = book("anna", record, price(tariff, record, ride.at))
     assert {move.generation for move in again} == {2}
     assert charge(again) == 4300
 
@@ -186,5 +186,5 @@ def test_a_rider_has_the_category_that_held_at_the_tap_s_own_time(tariff: Compil
 
 def test_a_record_is_read_back_as_it_was_written(tariff: CompiledTariff) -> None:
     record = Record(facts=facts("07:00 board 10\n07:20 enter A\n07:21 cancel 1"), entitlements=[Entitlement("student", 0, None)])
-    book(record, price(tariff, record, record.facts[-1].at))
+    book("anna", record, price(tariff, record, record.facts[-1].at))
     assert decode(encode(record)) == record

@@ -122,7 +122,7 @@ def test_ids_come_from_causes_so_that_a_rerun_makes_the_same_ones() -> None:
     assert first == line_id(line("cap", -2, cause="tap"))
     assert first != line_id(line("cap", -1, cause="other"))
     assert first != line_id(line("transfer", -1, cause="tap"))
-    assert transaction_id(first, 0) == transaction_id(first, 0) != transaction_id(first, 1)
+    assert transaction_id("anna", first, 0) == transaction_id("anna", first, 0) != transaction_id("anna", first, 1)
 
 
 def test_every_kind_of_line_has_its_code_and_its_place_in_the_clearing() -> None:

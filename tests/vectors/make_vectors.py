@@ -1,6 +1,7 @@
-"""Writes the test vectors of docs/tap-format.md: `python tests/vectors/make_vectors.py`. The same bytes on every run.
+"""Writes the test vectors of docs/tap-format.md and docs/terminal-protocol.md: `python tests/vectors/make_vectors.py`.
+The same bytes on every run.
 
-The private key in them is for tests only and is published with them."""
+The private keys in them are for tests only and are published with them."""
 
 from __future__ import annotations
 
@@ -12,7 +13,18 @@ import cbor2
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fare_engine.cose import sign1
 from fare_engine.ids import DeviceId, RouteId, StopId
+from fare_engine.publications import (
+    Publisher,
+    Role,
+    TerminalRules,
+    approve,
+    make_delta,
+    make_rules,
+    make_snapshot,
+    sign,
+)
 from fare_engine.tap_format import (
     BatchHeader,
     Decision,
@@ -111,6 +123,13 @@ def tap_events() -> dict[str, TapEvent]:
             spoken_of=TapPlace(FIRST_EPOCH, 1),
             outcome=Outcome.GATE_NOT_OPENED,
         ),
+        "while the domain key changes": change(
+            first,
+            sequence=8,
+            token=terminal_token(DOMAIN_KEY[::-1], bytes.fromhex("04a1b2c3d4e5f6")),
+            token_key_version=2,
+            former_token=token,
+        ),
     }
 
 
@@ -133,7 +152,10 @@ def refused_taps() -> list[dict[str, Any]]:
     least = cbor2.loads(encode_tap(tap_events()["the least an entry holds"]))
     outcome = cbor2.loads(encode_tap(tap_events()["timed out and admitted alone"]))
     changed = {
-        "an unknown key": least | {19: 1},
+        "an unknown key": least | {20: 1},
+        "a former token of 15 bytes": least | {19: bytes(15)},
+        "a former token and no key before": sorted_map(least | {3: 0, 19: bytes(16)}),
+        "a former token without a token": outcome | {19: bytes(16)},
         "kind 6": least | {1: 6},
         "no device time": {key: value for key, value in least.items() if key != 10},
         "no token": {key: value for key, value in least.items() if key not in (2, 3, 4)},
@@ -172,7 +194,7 @@ def sorted_map(fields: dict[int, Any]) -> dict[int, Any]:
 
 def batches() -> dict[str, tuple[BatchHeader, list[bytes]]]:
     """Messages that are taken, in the order in which a terminal sends them."""
-    data = [encode_tap(tap) for tap in tap_events().values()]
+    data = [encode_tap(tap) for tap in tap_events().values()][:7]
     heads = heads_after(genesis_head(DEVICE, FIRST_EPOCH, None), data)
     before = Predecessor(FIRST_EPOCH, len(data), heads[-1])
 
@@ -286,6 +308,110 @@ def refused_messages() -> list[dict[str, str]]:
     return [{"name": name, "cause": cause, "message": message.hex()} for name, cause, message in cases]
 
 
+SERVICE_KEY, LAN_KEY, MINH_KEY = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (1, 2, 3))
+PUBLISHERS = {
+    b"service-1": (Publisher(name="service", role=Role.SERVICE, public_key=SERVICE_KEY.public_key()), SERVICE_KEY),
+    b"lan-1": (Publisher(name="lan", role=Role.PERSON, public_key=LAN_KEY.public_key()), LAN_KEY),
+    b"minh-1": (Publisher(name="minh", role=Role.PERSON, public_key=MINH_KEY.public_key()), MINH_KEY),
+}
+
+
+def publication_payloads() -> dict[str, tuple[bytes, tuple[str, ...]]]:
+    """Payloads and who signs them."""
+    tokens = [terminal_token(DOMAIN_KEY, bytes([number])) for number in range(4)]
+    rules = TerminalRules(
+        tariff_version="2026-03",
+        pass_back_ms=300_000,
+        most_persons=9,
+        media_offline=("card", "emv", "wallet"),
+        stale_list_ms=86_400_000,
+        media_when_stale=("card",),
+        offline_floor=-10_000,
+        card_clash_ms=800,
+    )
+    return {
+        "a deny list": (make_snapshot(311, NOON, tokens[:3]), ("service-1",)),
+        "a change of it": (make_delta(312, 311, NOON + 60_000, tokens[3:], tokens[:1]), ("service-1",)),
+        "an empty deny list that two persons signed": (make_snapshot(313, NOON, []), ("service-1", "lan-1", "minh-1")),
+        "one that may be taken for a day": (make_snapshot(314, NOON, [], NOON + 86_400_000), ("service-1",)),
+        "rules for next month": (make_rules(7, NOON, rules, NOON + 2_592_000_000), ("service-1", "lan-1")),
+        "rules that leave out what may be left out": (make_rules(8, NOON, TerminalRules(), NOON), ("service-1",)),
+    }
+
+
+def publications() -> dict[str, Any]:
+    """Publications with the keys that signed them."""
+    return {
+        "publishers": [
+            {
+                "key_id": key_id.decode(),
+                "name": publisher.name,
+                "role": publisher.role.value,
+                "private_key": key.private_bytes_raw().hex(),
+                "public_key": key.public_key().public_bytes_raw().hex(),
+            }
+            for key_id, (publisher, key) in PUBLISHERS.items()
+        ],
+        "publications": [
+            {
+                "name": name,
+                "keys": readable(cbor2.loads(payload)),
+                "signed_by": list(names),
+                "publication": sign(payload, keys_of(names)).hex(),
+            }
+            for name, (payload, names) in publication_payloads().items()
+        ],
+    }
+
+
+def keys_of(names: tuple[str, ...]) -> dict[bytes, Ed25519PrivateKey]:
+    return {name.encode(): PUBLISHERS[name.encode()][1] for name in names}
+
+
+def refused_publications() -> list[dict[str, str]]:
+    """Publications that are refused, with their cause."""
+    payload, names = publication_payloads()["a deny list"]
+    good = sign(payload, keys_of(names))
+    fields = cbor2.loads(payload)
+    parts = cbor2.loads(good).value
+    [[protected, _, signature]] = parts[3]
+
+    def with_parts(parts: list[Any], tag: int = 98) -> bytes:
+        return cbor2.dumps(cbor2.CBORTag(tag, parts))
+
+    def signed(changed: dict[int, Any]) -> bytes:
+        return sign(cbor2.dumps(dict(sorted(changed.items()))), keys_of(names))
+
+    cases = [
+        ("not a publication", "bad_structure", b"hello"),
+        ("cut short", "not_cbor", good[:-1]),
+        ("a COSE_Sign1", "bad_structure", sign1(SERVICE_KEY, b"service-1", payload)),
+        ("nobody signed", "bad_structure", with_parts([*parts[:3], []])),
+        ("signed twice by one key", "bad_structure", with_parts([*parts[:3], [*parts[3], *parts[3]]])),
+        ("a header of the body", "bad_structure", with_parts([cbor2.dumps({1: -8}), *parts[1:]])),
+        ("something unprotected", "bad_structure", with_parts([*parts[:3], [[protected, {4: b"x"}, signature]]])),
+        (
+            "ES256 instead of EdDSA",
+            "unsupported_algorithm",
+            with_parts([*parts[:3], [[cbor2.dumps({1: -7, 4: b"service-1"}), {}, signature]]]),
+        ),
+        ("another key under the name of the service", "bad_signature", sign(payload, {b"service-1": OTHER_KEY})),
+        ("a wrong signature beside a good one", "bad_signature", approve(good, b"lan-1", OTHER_KEY)),
+        ("a payload exchanged", "bad_signature", with_parts([*parts[:2], payload + b"\x00", parts[3]])),
+        ("persons without the service", "not_trusted", sign(payload, keys_of(("lan-1", "minh-1")))),
+        ("somebody unknown", "not_trusted", sign(payload, {b"hoa-1": OTHER_KEY})),
+        ("format 2", "bad_content", signed(fields | {1: 2})),
+        ("another kind", "bad_content", signed(fields | {2: "fares"})),
+        ("an unknown key", "bad_content", signed(fields | {9: 1})),
+        ("tokens of 9 bytes in all", "bad_content", signed(fields | {6: bytes(9)})),
+        ("a change of itself", "bad_content", signed(fields | {4: 311, 6: {1: b"", 2: b""}})),
+        ("a list with an activation", "bad_content", signed(fields | {7: NOON})),
+        ("rules without an activation", "bad_content", signed(fields | {2: "rules", 6: {2: 0, 3: 0, 4: 1, 7: [], 8: 0, 10: 0}})),
+        ("rules of nobody", "bad_content", signed(fields | {2: "rules", 6: {2: 0, 3: 0, 4: 0, 7: [], 8: 0, 10: 0}, 7: NOON})),
+    ]
+    return [{"name": name, "cause": cause, "publication": data.hex()} for name, cause, data in cases]
+
+
 def readable(value: Any) -> Any:
     """The value with bytes as hexadecimal text, for JSON."""
     match value:
@@ -306,6 +432,8 @@ FILES = {
     "refused_taps.json": refused_taps,
     "messages.json": messages,
     "refused_messages.json": refused_messages,
+    "publications.json": publications,
+    "refused_publications.json": refused_publications,
 }
 
 

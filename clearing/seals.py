@@ -1,0 +1,184 @@
+"""What seals a closed date: one root over every row that belongs to it, so that no bit of them changes unseen.
+
+Decides which rows are under a date's seal and in which order, whether they still give it, and makes the proof that one tap is
+under it. Rows are hashed from their content, whatever hash they carry themselves. The leaves are, in this order: the messages
+received since the freeze before, by device, epoch and sequence; the date's lines, by transaction; its postings, by transaction
+and number, those of the close after all others; what was set aside under it; and the close itself, which names the seal
+before it. docs/keys.md says how an operator checks such a proof alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from clearing import statements, store
+from clearing.store import Seal
+from fare_engine.errors import CloseError, EnvelopeError, InclusionError, MottheError, NotFoundError
+from fare_engine.merkle import Builder, inclusion, inclusion_document
+from fare_engine.row_hash import batch_row
+from fare_engine.store import receipts, registry
+from fare_engine.store.books import Booking
+from fare_engine.store.hashes import HASHERS
+from fare_engine.store.receipts import StoredBatch
+from fare_engine.store.verify import Finding
+from fare_engine.tap_format import open_message
+
+ALWAYS = ("positions.csv", "proof.json")
+"""Documents that every published date has."""
+
+
+def seal(connection: Connection, date: str, entries: Booking | None = None) -> tuple[str, int]:
+    """The root over a date's rows, in hexadecimal, and how many they are. `entries` are the postings of a close that is not
+    written yet. AtRestError where a message does not open."""
+    builder = Builder()
+    for leaf in _leaves(connection, date, entries):
+        builder.add(leaf)
+    return builder.root().hex(), builder.size
+
+
+def check(connection: Connection) -> list[Finding]:
+    """What of the published dates was changed since: dates whose rows do not give their seal, documents that are not those
+    that were published. Empty: nothing."""
+    return [*_check_seals(connection), *_check_documents(connection)]
+
+
+def prove(connection: Connection, device_id: str, epoch: str, sequence: int) -> dict[str, object]:
+    """The proof for one tap (docs/keys.md), ready for JSON. NotFoundError: it is not held. CloseError: no published date
+    covers it yet. InclusionError: the rows do not give the seal any more."""
+    held = receipts.list_batches(connection, device_id, epoch, sequence, sequence)
+    if not held:
+        raise NotFoundError(f"no tap {device_id}/{epoch}/{sequence}")
+    date = store.sealing_date(connection, device_id, epoch, sequence)
+    sealed = next((found for found in store.list_seals(connection) if found.accounting_date == date), None)
+    if date is None or sealed is None:
+        raise CloseError(f"{device_id}/{epoch}/{sequence} was received after the last close: a proof comes with the next one")
+    stored = held[0]
+    index = _index_of(connection, date, stored)
+    proof = inclusion(_leaves(connection, date), index)
+    if (proof.root.hex(), proof.tree_size) != (sealed.head, sealed.tree_size):
+        raise InclusionError(f"the rows of {date} do not give its seal: `motthe taps verify` names what was changed")
+    row = batch_row(
+        device_id=stored.device_id,
+        epoch=stored.epoch,
+        first_sequence=stored.first_sequence,
+        last_sequence=stored.last_sequence,
+        received_at=stored.received_at,
+        message=stored.message,
+        answers=stored.answers,
+    )
+    return inclusion_document(
+        accounting_date=date,
+        proof=proof,
+        row=row,
+        message=stored.message,
+        public_key=_signing_key(connection, stored),
+        tap_sequence=sequence,
+    )
+
+
+def _leaves(connection: Connection, date: str, entries: Booking | None = None) -> Iterator[bytes]:
+    yield from (batch.leaf for batch in store.sealed_batches(connection, date))
+    yield from store.sealed_lines(connection, date)
+    yield from store.sealed_postings(connection, date, settled=False)
+    yield from store.sealed_postings(connection, date, settled=True) if entries is None else _not_written(entries)
+    yield from store.sealed_quarantine(connection, date)
+    yield store.sealed_close(connection, date)
+
+
+def _not_written(entries: Booking) -> Iterator[bytes]:
+    """Postings on their way into the books, in the order in which they are read back."""
+    hasher = HASHERS["postings"]
+    rows = sorted(entries.postings, key=lambda posting: (str(posting["transaction_id"]), int(str(posting["number"]))))
+    return (hasher.of(row) for row in rows)
+
+
+def _index_of(connection: Connection, date: str, stored: StoredBatch) -> int:
+    """Which leaf a message is: messages come first."""
+    place = (stored.device_id, stored.epoch, stored.first_sequence)
+    for index, batch in enumerate(store.sealed_batches(connection, date)):
+        if (batch.device_id, batch.epoch, batch.first_sequence) == place:
+            return index
+    raise InclusionError(f"the message {place} is not among those sealed with {date}")
+
+
+def _signing_key(connection: Connection, stored: StoredBatch) -> bytes:
+    """Which of its device's keys signed a message."""
+    for key in registry.list_keys(connection, stored.device_id):
+        public = Ed25519PublicKey.from_public_bytes(key.public_key)
+        try:
+            open_message(stored.message, lambda _, found=public: [found])  # type: ignore[misc]
+        except EnvelopeError:
+            continue
+        return key.public_key
+    raise InclusionError(f"no key of {stored.device_id} signed its message of {stored.epoch}/{stored.first_sequence}")
+
+
+# ---- checks
+
+
+def _check_seals(connection: Connection) -> Iterator[Finding]:
+    for sealed in store.list_seals(connection):
+        try:
+            fault = _fault(connection, sealed)
+        except (MottheError, SQLAlchemyError, ValueError, TypeError) as error:
+            fault = f"its rows cannot be read: {type(error).__name__}: {error}"
+        if fault:
+            yield Finding("closes", sealed.accounting_date, fault)
+
+
+def _fault(connection: Connection, sealed: Seal) -> str | None:
+    """Why a date's rows are not what was sealed, or None."""
+    if sealed.tree_size is None:
+        same = _seal_before(connection, sealed.accounting_date) == sealed.head
+        return None if same else "its lines or postings are not those that were sealed"
+    if seal(connection, sealed.accounting_date) == (sealed.head, sealed.tree_size):
+        return None
+    return "its messages, lines, postings, what was set aside or the close itself are not those that were sealed"
+
+
+def _seal_before(connection: Connection, date: str) -> str:
+    """The seal as the first release made it: over lines and postings only."""
+    total = hashlib.sha256()
+    for row in store.rows_sealed_before(connection, date):
+        total.update(hashlib.sha256(row).digest())
+    return total.hexdigest()
+
+
+def _check_documents(connection: Connection) -> Iterator[Finding]:
+    """Each document is the one whose hash was published, names the one before it, and is of its date and operator."""
+    before: dict[str, str] = {}
+    seals = {sealed.accounting_date: sealed for sealed in store.list_seals(connection)}
+    held: set[tuple[str, str]] = set()
+    for date, name, content, sha256, previous in store.all_statements(connection):
+        if statements.digest(content) != sha256 or previous != before.get(name) or not _is_named(content, name, date, seals):
+            yield Finding("statements", f"{date}/{name}", "is not the document that was published")
+        before[name] = sha256
+        held.add((date, name))
+    for date, name in sorted({(date, name) for date in seals for name in ALWAYS} - held):
+        yield Finding("statements", f"{date}/{name}", "is missing")
+
+
+def _is_named(content: bytes, name: str, date: str, seals: dict[str, Seal]) -> bool:
+    """Whether a document says of itself what its row says of it."""
+    if date not in seals:
+        return False
+    if name == "proof.json":
+        return _proves(content, seals[date])
+    if name == "positions.csv":
+        return content.startswith(b"party_id,")
+    head = content.decode(errors="replace").splitlines()[1:2]
+    return head == [] or head[0].startswith(f"statement,{date},{name.removesuffix('.csv')},")
+
+
+def _proves(content: bytes, sealed: Seal) -> bool:
+    try:
+        proof = json.loads(content)
+    except ValueError:
+        return False
+    said = (proof.get("accounting_date"), proof.get("seal"), proof.get("tree_size"))
+    return said == (sealed.accounting_date, sealed.head, sealed.tree_size)

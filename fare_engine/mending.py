@@ -1,0 +1,107 @@
+"""Where an exit is missing: where the rider most likely left, and whether that is certain enough to be taken as a fact.
+
+Two things can tell. The *next tap*: who enters a station again came out there, and who boards a bus came out at the station
+beside its stop. And *habit*: who went from here to one place most times went there again. Which of them counts, and in which
+order, is the tariff's (`completes`); what neither tells costs what the tap rule says. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from fare_engine.facts import Tap
+from fare_engine.pricing.lines import Leg
+from fare_engine.service_day import MINUTE_MS
+from fare_engine.tariff.compile import CompiledTariff
+from fare_engine.tariff.model import Stop
+
+HABIT_RIDES = 3
+"""So many rides from a place make a habit …"""
+HABIT_SHARE = (2, 3)
+"""… if at least this share of them went to one place."""
+BESIDE_M = 400
+"""A bus stop this near to a station is beside it."""
+WALK_MS = MINUTE_MS
+"""How long before the next tap the rider is taken to have left."""
+
+
+class Likely(msgspec.Struct, frozen=True):
+    """Where and when a rider most likely left, and what tells so."""
+
+    stop_id: str
+    at: int
+    source: Literal["next_tap", "habit"]
+
+
+def likely_exit(
+    tariff: CompiledTariff, leg: Leg, legs: Iterable[Leg], taps: Sequence[Tap], completes: Sequence[str]
+) -> Likely | None:
+    """The exit of a leg whose exit is missing, by the ways `completes` in their order; None: nothing tells.
+
+    `legs` and `taps` are the traveller's, in any order."""
+    ways = {"next_tap": lambda: _by_next_tap(tariff, leg, taps), "habit": lambda: _by_habit(leg, legs)}
+    return next((found for way in completes if (found := ways[way]()) is not None), None)
+
+
+def _by_next_tap(tariff: CompiledTariff, leg: Leg, taps: Iterable[Tap]) -> Likely | None:
+    assert leg.entry_at is not None
+    later = [tap for tap in taps if tap.token_id == leg.token_id and tap.at > leg.entry_at and tap.action != "exit"]
+    after = min(later, key=lambda tap: (tap.at, tap.fact_id), default=None)
+    if after is None or after.at > leg.due or after.stop_id is None:
+        return None
+    network = tariff.network
+    stations = {
+        stop
+        for route, owner in network.network_of_route.items()
+        if owner == leg.network_id
+        for stop in network.stops_of_route.get(route, ())
+    }
+    stop_id = after.stop_id if after.stop_id in stations else _beside(network.stops, after.stop_id, stations)
+    if stop_id is None or stop_id == leg.from_stop_id:
+        return None
+    return Likely(stop_id, max(leg.entry_at + 1, after.at - WALK_MS), "next_tap")
+
+
+def _by_habit(leg: Leg, legs: Iterable[Leg]) -> Likely | None:
+    assert leg.entry_at is not None
+    same = [
+        other
+        for other in legs
+        if other.status == "complete"
+        and (other.network_id, other.from_stop_id) == (leg.network_id, leg.from_stop_id)
+        and other.entry_at is not None
+        and other.exit_at is not None
+        and other.entry_at < leg.entry_at
+    ]
+    if len(same) < HABIT_RIDES:
+        return None
+    usual = Counter(other.to_stop_id for other in same)
+    stop_id, count = min(usual.items(), key=lambda item: (-item[1], str(item[0])))
+    part, whole = HABIT_SHARE
+    if stop_id is None or count * whole < len(same) * part:
+        return None
+    took = sorted(other.exit_at - other.entry_at for other in same if other.to_stop_id == stop_id)  # type: ignore[operator]
+    return Likely(stop_id, leg.entry_at + took[len(took) // 2], "habit")
+
+
+def _beside(stops: Mapping[str, Stop], stop_id: str, stations: Iterable[str]) -> str | None:
+    """The station nearest to a stop, if it is beside it."""
+    here = stops.get(stop_id)
+    if here is None:
+        return None
+    distances = [(_metres(here, stops[station]), station) for station in sorted(stations) if station in stops]
+    nearest = min(distances, default=(math.inf, ""))
+    return nearest[1] if nearest[0] <= BESIDE_M else None
+
+
+def _metres(one: Stop, other: Stop) -> float:
+    """Distance on a plane that touches the earth there; near enough for neighbours. Without positions: far."""
+    if one.lat is None or one.lon is None or other.lat is None or other.lon is None:
+        return math.inf
+    north = (one.lat - other.lat) * 111_320
+    east = (one.lon - other.lon) * 111_320 * math.cos(math.radians(one.lat))
+    return math.hypot(north, east)
