@@ -61,7 +61,7 @@ class Proof:
 
 
 def prove(world: World, folder: Path, adopted: tuple[str, ...], restored_to: list[int]) -> Proof:
-    """Check everything; raises Violation with the first promise that was broken. `restored_to`: the instants of the backups to
+    """Check everything; raises ViolationError with the first promise that was broken. `restored_to`: the instants of the backups to
     which the database was set back."""
     proof = Proof()
     with world.service.any.database.read() as connection:
@@ -86,7 +86,7 @@ def prove(world: World, folder: Path, adopted: tuple[str, ...], restored_to: lis
 
 
 def held_taps(connection: Connection) -> dict[Place, bytes]:
-    """Every tap that is held, with its bytes; Violation if one stands in two messages."""
+    """Every tap that is held, with its bytes; ViolationError if one stands in two messages."""
     held: dict[Place, bytes] = {}
     for stored in receipts.all_batches(connection):
         message = reopen_message(stored.message)
@@ -148,7 +148,7 @@ def check_missing(world: World, connection: Connection, held: dict[Place, bytes]
 
 
 def check_alarms(world: World, connection: Connection, held: dict[Place, bytes]) -> None:
-    """Where the service holds taps that their terminal forgot and wrote on without, somebody was told; Violation otherwise."""
+    """Where the service holds taps that their terminal forgot and wrote on without, somebody was told; ViolationError otherwise."""
     alarmed = {alarm.device_id for alarm in receipts.list_alarms(connection)}
     for loss in world.ledger.losses:
         if loss.kind in ("disk rolled back", "disk dead") and loss.device_id not in alarmed:
@@ -186,7 +186,7 @@ def check_facts(connection: Connection) -> None:
 
 def check_books(connection: Connection, opening: dict[str, int]) -> None:
     """Each line's money is posted once, nothing is posted without a line, no line stands twice, and each balance is what its
-    account began with less its lines; raises Violation."""
+    account began with less its lines; raises ViolationError."""
     posted = dict(_rows(connection, "select transaction_id, sum(amount) from postings where code <> 'WAIVED' group by 1"))
     lines = dict(_rows(connection, "select transaction_id, abs(amount) + abs(funded) from lines"))
     if {key: amount for key, amount in lines.items() if amount} != posted:

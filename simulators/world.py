@@ -360,7 +360,7 @@ class World:
         heapq.heappush(self._queue, (at, self._planned, deed))
 
     def run(self, until: int) -> None:
-        """Everything that is planned before an instant. Raises Violation with the step where something raises that must not."""
+        """Everything that is planned before an instant. Raises ViolationError with the step where something raises that must not."""
         while self._queue and self._queue[0][0] < until:
             self.now, _, deed = heapq.heappop(self._queue)
             self.step += 1
@@ -666,8 +666,16 @@ class World:
     # ---- the end
 
     def settle(self) -> None:
-        """All faults are over: everything that is alive sends until nothing waits. Violation if that takes for ever."""
+        """All faults are over: everything that is alive sends until nothing waits, boots once more, as every terminal does some
+        time, and sends again. ViolationError if that takes for ever."""
         self._mend()
+        self._send_all()
+        for device in self.devices.values():
+            self.switch_off(device)
+            self.boot(device)
+        self._send_all()
+
+    def _send_all(self) -> None:
         quiet = 0
         for _ in range(SETTLE_ROUNDS):
             self.run(self.now + 10 * MINUTE)

@@ -4,11 +4,13 @@ Figures are kept in the process, from what was committed; they may be lost, and 
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
@@ -39,8 +41,22 @@ class Snapshot:
     devices: int = 0
 
 
+class Counted(msgspec.Struct, array_like=True):
+    """What one commit of one process held, as it tells the others."""
+
+    process: str
+    charged: int
+    """By this process since it began."""
+    networks: dict[str, int] = {}
+    stops: dict[str, int] = {}
+    devices: list[str] = []
+    set_aside: int = 0
+
+
 class LiveFigures:
-    """Counts what is committed. `listen` is given to receipt."""
+    """Counts what is committed, here and in the other processes that say so. `listen` is given to receipt."""
+
+    TOPIC = "live"
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -49,9 +65,33 @@ class LiveFigures:
         self.last: deque[tuple[TapEvent, TapAnswer]] = deque(maxlen=KEPT_TAPS)
         self.seconds: deque[tuple[float, int]] = deque(maxlen=600)
         self._devices: set[str] = set()
+        self._process = secrets.token_hex(8)
+        self._charged: dict[str, int] = {}
+        service.signals.listen(self.TOPIC, self._hear)
+
+    @property
+    def charged(self) -> int:
+        """What was charged since the processes began."""
+        return self.service.application.charged + sum(self._charged.values())
 
     def listen(self, taps: list[tuple[TapEvent, TapAnswer]]) -> None:
-        """Take in what one commit held."""
+        """Take in what one commit of this process held, and tell the others."""
+        counted = Counted(self._process, self.service.application.charged)
+        for event, answer in taps:
+            if event.kind is not TapKind.OUTCOME:
+                self._note(counted, event, answer)
+                self.last.append((event, answer))
+        self._add(counted)
+        self.service.signals.tell(self.TOPIC, msgspec.msgpack.encode(counted))
+
+    def _hear(self, body: bytes) -> None:
+        """What a commit of another process held."""
+        counted = msgspec.msgpack.decode(body, type=Counted)
+        self._charged[counted.process] = counted.charged
+        self._add(counted)
+
+    def _add(self, counted: Counted) -> None:
+        taps = sum(counted.networks.values())
         clock = self.service.clock()
         if clock // MINUTE_MS > self.now.at // MINUTE_MS:
             self.history.append(self.now)
@@ -63,23 +103,21 @@ class LiveFigures:
                 Counter(self.now.by_stop),
                 self.now.devices,
             )
-        for event, answer in taps:
-            if event.kind is TapKind.OUTCOME:
-                continue
-            self._count(event, answer)
+        self._devices.update(counted.devices)
+        self.now.taps += taps
+        self.now.set_aside += counted.set_aside
+        self.now.by_network.update(counted.networks)
+        self.now.by_stop.update(counted.stops)
         self.now.devices = len(self._devices)
-        self.seconds.append((time.monotonic(), len(taps)))
+        self.seconds.append((time.monotonic(), taps))
 
-    def _count(self, event: TapEvent, answer: TapAnswer) -> None:
-        now = self.now
-        now.taps += 1
-        now.set_aside += answer.result == "QUARANTINED"
-        network = self.service.tariff.network_of(event.route_id, event.stop_id)
-        now.by_network[network or "other"] += 1
+    def _note(self, counted: Counted, event: TapEvent, answer: TapAnswer) -> None:
+        network = self.service.tariff.network_of(event.route_id, event.stop_id) or "other"
+        counted.networks[network] = counted.networks.get(network, 0) + 1
+        counted.set_aside += answer.result == "QUARANTINED"
         if event.stop_id is not None and answer.result != "QUARANTINED":
-            now.by_stop[event.stop_id] += 1
-        self._devices.add(event.device_id)
-        self.last.append((event, answer))
+            counted.stops[event.stop_id] = counted.stops.get(event.stop_id, 0) + 1
+        counted.devices.append(event.device_id)
 
     def shown(self, delay_ms: int) -> Snapshot:
         """The newest counts that are at least so old."""
@@ -119,7 +157,7 @@ def _values(request: Request) -> dict[str, Any]:
     values: dict[str, Any] = {"demo": demo, "money": names.money, "figures": _counts(shown, names)}
     least = 1 if demo else LEAST_SHOWN
     values["lines"] = [_line(network, shown, before, names, least) for network in _rail(service)]
-    values["charged"] = service.application.charged
+    values["charged"] = live_figures.charged
     values["now"] = names.clock(service.clock())
     values["latency"] = _latency(service, live_figures)
     values["last"] = [_tap(event, answer, names) for event, answer in reversed(live_figures.last)] if demo else []

@@ -6,6 +6,8 @@ import json
 import time
 from pathlib import Path
 
+import pytest
+
 from fare_engine.commands import open_store
 from tests.demos import motthe
 from tests.drivers import FLUSH_S, Driver, check_drivers, check_store, stream
@@ -14,7 +16,8 @@ from tests.served import free_port, start
 DEVICES, RIDERS, KILLS = 6, 30, 3
 
 
-def test_what_was_acknowledged_is_held_once_and_booked_right_although_the_service_was_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["killed", "told to end"])
+def test_what_was_acknowledged_is_held_once_and_booked_right_although_the_service_was(tmp_path: Path, how: str) -> None:
     data = tmp_path / "store"
     equipped = motthe("simulate", "load-city", "--data", f"{data}", "--devices", f"{DEVICES}", "--riders", f"{RIDERS}")
     assert equipped.returncode == 0, equipped.stderr
@@ -28,8 +31,12 @@ def test_what_was_acknowledged_is_held_once_and_booked_right_although_the_servic
             driver.start()
         for _ in range(KILLS):
             time.sleep(0.8)
-            process.kill()
-            process.wait()
+            if how == "killed":
+                process.kill()
+                process.wait()
+            else:
+                process.terminate()
+                assert process.wait(30) in (0, -15), "it finishes what it has begun and ends"
             process = start(data, port)
         time.sleep(0.5)
         for driver in drivers:

@@ -13,6 +13,7 @@ import pytest
 
 from fare_engine.answers import BatchAnswer
 from fare_engine.errors import EnvelopeError
+from fare_engine.pages.live import LiveFigures
 from fare_engine.service.app import open_service
 from fare_engine.service.signals import KEPT, Shaper, Signals
 from fare_engine.settings import Settings
@@ -108,14 +109,46 @@ def test_a_server_that_is_killed_and_started_again_is_used_again() -> None:
         server.stop()
 
 
-@pytest.mark.parametrize("how", ["nobody is there", "it hangs"])
-def test_without_it_taps_are_answered_as_always(tmp_path: Path, how: str) -> None:
-    server = Valkey().start()
-    data = tmp_path / "store"
+def test_the_live_page_of_one_process_counts_the_taps_of_another(tmp_path: Path, valkey: Valkey) -> None:
+    data = store(tmp_path)
+    both = [
+        open_service(Settings(data=data, tariff=HCMC, adopt=ADOPTED, redis_url=valkey.url), lambda: at("12:00")) for _ in range(2)
+    ]
+    figures = [LiveFigures(service) for service in both]
+    both[0].receipt.listener = figures[0].listen
+
+    async def work() -> None:
+        tasks = [asyncio.create_task(service.signals.run()) for service in both]
+        await until(lambda: all(service.signals.connected for service in both))
+        bus = Stream("bus-1")
+        bus.board("08:00")
+        await both[0].lane.submit(bus.new())
+        await until(lambda: figures[1].now.taps == 1)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(work())
+    assert [found.charged for found in figures] == [BUS_FARE, BUS_FARE]
+    assert figures[0].now.by_network == figures[1].now.by_network
+    for service in both:
+        service.database.dispose()
+
+
+def store(folder: Path) -> Path:
+    """A folder with keys and a store with devices and cards."""
+    data = folder / "store"
     (data / "keys").mkdir(parents=True)
     (data / "keys" / "server.key").write_bytes(SERVER_KEY)
     (data / "keys" / "at-rest.key").write_bytes(AT_REST_KEY)
     equip(sqlite_url(data / "motthe.db"))
+    return data
+
+
+@pytest.mark.parametrize("how", ["nobody is there", "it hangs"])
+def test_without_it_taps_are_answered_as_always(tmp_path: Path, how: str) -> None:
+    server = Valkey().start()
+    data = store(tmp_path)
     url = server.url if how == "it hangs" else f"redis://127.0.0.1:{free_port()}/0"
     service = open_service(Settings(data=data, tariff=HCMC, adopt=ADOPTED, redis_url=url), lambda: at("12:00"))
 
