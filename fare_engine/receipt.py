@@ -31,6 +31,8 @@ from fare_engine.store.registry import Device, DeviceKey
 from fare_engine.tap_format import Batch, TapEvent, TapFormatError, open_message, reopen_message
 from fare_engine.verdicts import Rejected
 
+NOTED_A_MINUTE = 300
+"""Of messages without a good signature so many a minute are noted by each process."""
 _MINUTE_MS, _DAY_MS = 60_000, 86_400_000
 
 
@@ -75,6 +77,7 @@ class Receipt:
         self.shaper: Shaping | None = None
         self._keys: dict[str, list[tuple[DeviceKey, Ed25519PublicKey]]] = {}
         self._rates: Counter[tuple[str, str, int]] = Counter()
+        self._noted: Counter[int] = Counter()
 
     def accept_group(self, messages: Sequence[bytes], now: int) -> list[BatchAnswer | EnvelopeError]:
         """Store, apply and answer some messages in one commit. What is refused whole comes back as its EnvelopeError."""
@@ -89,6 +92,9 @@ class Receipt:
 
     def note_refused(self, error: EnvelopeError, now: int) -> None:
         """Keep that a message was refused before it was read."""
+        self._noted[now // _MINUTE_MS] += 1
+        if self._noted[now // _MINUTE_MS] > NOTED_A_MINUTE:
+            return
         with self.database.write() as connection:
             receipts.add_refused(connection, [Refusal(now, error.cause, error.detail, "")])
 
@@ -136,14 +142,26 @@ class Receipt:
             turn = _one_a_device(waiting)
             self._accept_turn(connection, turn, devices, now, taken)
             waiting = {index: batch for index, batch in waiting.items() if index not in turn}
-        refusals = [
-            _refusal(messages[index], error, opened[index], now)
-            for index, error in taken.outcomes.items()
-            if isinstance(error, EnvelopeError) and error.cause != "too_fast"
-        ]
-        receipts.add_refused(connection, refusals)
+        receipts.add_refused(connection, self._refusals(messages, opened, taken, now))
         receipts.add_alarms(connection, taken.alarms)
         return taken
+
+    def _refusals(
+        self, messages: Sequence[bytes], opened: Sequence[Batch | EnvelopeError], taken: _Taken, now: int
+    ) -> list[Refusal]:
+        """What is noted of refused messages. Of those that nobody signed only some a minute are: a flood fills no disk."""
+        found = []
+        for index, error in taken.outcomes.items():
+            if not isinstance(error, EnvelopeError) or error.cause == "too_fast":
+                continue
+            if isinstance(opened[index], EnvelopeError):
+                self._noted[now // _MINUTE_MS] += 1
+                if self._noted[now // _MINUTE_MS] > NOTED_A_MINUTE:
+                    continue
+            found.append(_refusal(messages[index], error, opened[index], now))
+        if len(self._noted) > 2:
+            self._noted = Counter({now // _MINUTE_MS: self._noted[now // _MINUTE_MS]})
+        return found
 
     def _accept_turn(
         self, connection: Connection, turn: dict[int, Batch], devices: dict[str, Device], now: int, taken: _Taken

@@ -61,8 +61,8 @@ class Proof:
 
 
 def prove(world: World, folder: Path, adopted: tuple[str, ...], restored_to: list[int]) -> Proof:
-    """Check everything; raises ViolationError with the first promise that was broken. `restored_to`: the instants of the backups to
-    which the database was set back."""
+    """Check everything; raises ViolationError with the first promise that was broken. `restored_to`: the instants of the
+    backups to which the database was set back."""
     proof = Proof()
     with world.service.any.database.read() as connection:
         held = held_taps(connection)
@@ -148,7 +148,7 @@ def check_missing(world: World, connection: Connection, held: dict[Place, bytes]
 
 
 def check_alarms(world: World, connection: Connection, held: dict[Place, bytes]) -> None:
-    """Where the service holds taps that their terminal forgot and wrote on without, somebody was told; ViolationError otherwise."""
+    """Where the service holds taps that their terminal forgot and wrote on without, somebody was told; or ViolationError."""
     alarmed = {alarm.device_id for alarm in receipts.list_alarms(connection)}
     for loss in world.ledger.losses:
         if loss.kind in ("disk rolled back", "disk dead") and loss.device_id not in alarmed:

@@ -360,7 +360,7 @@ class World:
         heapq.heappush(self._queue, (at, self._planned, deed))
 
     def run(self, until: int) -> None:
-        """Everything that is planned before an instant. Raises ViolationError with the step where something raises that must not."""
+        """Everything that is planned before an instant. ViolationError if anything raises that must not."""
         while self._queue and self._queue[0][0] < until:
             self.now, _, deed = heapq.heappop(self._queue)
             self.step += 1
@@ -676,12 +676,10 @@ class World:
         self._send_all()
 
     def _send_all(self) -> None:
-        quiet = 0
         for _ in range(SETTLE_ROUNDS):
             self.run(self.now + 10 * MINUTE)
             restless = [device for device in self.devices.values() if self._is_restless(device)]
-            quiet = 0 if restless else quiet + 1
-            if quiet == 2:
+            if not restless:
                 return
         names = "; ".join(_state(device) for device in restless[:3])
         raise ViolationError(f"something still waits after {SETTLE_ROUNDS} rounds: {names}")

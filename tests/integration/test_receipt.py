@@ -11,12 +11,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fare_engine import booking
-from fare_engine.answers import BatchAnswer, TapAnswer
+from fare_engine.answers import BatchAnswer, TapAnswer, Wanted
 from fare_engine.errors import EnvelopeError
 from fare_engine.facts import Fact
 from fare_engine.ids import RouteId, StopId
 from fare_engine.pricing.fold import Folded
 from fare_engine.pricing.state import State
+from fare_engine.receipt import NOTED_A_MINUTE
 from fare_engine.store import receipts, registry
 from fare_engine.tap_format import MAX_MESSAGE_BYTES, Decision, Outcome, Predecessor, TapKind, TapPlace, reopen_message, seal
 from fare_engine.tariff.compile import CompiledTariff
@@ -170,6 +171,18 @@ def test_what_a_device_sends_after_its_revocation_is_kept_as_evidence_and_charge
     assert desk.quarantined() == [("bus-1", 4, "revoked_device")]
 
 
+def test_an_epoch_without_taps_that_was_never_heard_of_is_wanted_for_its_header_says_what_was_before_it(desk: Desk) -> None:
+    """A database that was set back: without the empty one nobody would ask for the taps of the epoch before."""
+    first = Stream("bus-1", epoch=1)
+    first.board("08:00")
+    empty = Stream("bus-1", epoch=2, predecessor=first.as_predecessor())
+    live = Stream("bus-1", epoch=3, predecessor=empty.as_predecessor())
+    live.board("08:10", "binh")
+    assert desk.taken(live.new()).wanted == (Wanted(empty.epoch.hex(), 1),)
+    assert desk.taken(empty.message()).wanted == (Wanted(first.epoch.hex(), 1),)
+    assert desk.taken(first.new()).wanted == ()
+
+
 def test_an_epoch_after_one_that_was_never_heard_of_is_taken_and_what_is_missing_is_known(desk: Desk) -> None:
     bus = Stream("bus-1", epoch=2, predecessor=Predecessor(bytes(8), 3, bytes(32)))
     bus.board("08:00")
@@ -219,6 +232,12 @@ def test_a_message_is_not_to_be_read_where_it_is_stored(desk: Desk) -> None:
     ((stored,),) = desk.rows("select message from batches")
     assert isinstance(stored, bytes)
     assert not any(part in stored for part in (terminal_token("anna"), bus.taps[0], b"bus-1"))
+
+
+def test_a_flood_of_junk_is_refused_and_fills_no_disk(desk: Desk) -> None:
+    for _ in range(NOTED_A_MINUTE // 50 + 2):
+        assert {error.cause for error in desk.send(*(b"junk %d" % n for n in range(50))) if isinstance(error, EnvelopeError)}
+    assert desk.rows("select count(*) from refused_messages") == [(NOTED_A_MINUTE,)]
 
 
 # ---- bad taps in good envelopes
