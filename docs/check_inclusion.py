@@ -167,7 +167,7 @@ def check_signature(key: bytes, signature: bytes, signed: bytes) -> list[str]:
 NAMES = {
     1: "kind", 2: "token", 3: "token_key_version", 4: "medium", 5: "stop_id", 6: "route_id", 7: "vehicle_id", 8: "section",
     9: "persons", 10: "device_time", 11: "clock_offset_ms", 12: "clock_error_ms", 13: "decision", 14: "reason",
-    15: "deny_list_version", 16: "tariff_version", 17: "spoken_of", 18: "outcome",
+    15: "deny_list_version", 16: "tariff_version", 17: "spoken_of", 18: "outcome", 19: "former_token",
 }  # fmt: skip
 
 

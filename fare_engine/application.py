@@ -18,6 +18,7 @@ from fare_engine import facts
 from fare_engine.answers import AnswerLine, CapState, TapAnswer
 from fare_engine.booking import Record
 from fare_engine.certificates import DeviceLimits
+from fare_engine.clones import impossible_pair
 from fare_engine.errors import NotFoundError
 from fare_engine.facts import Cancellation, Completion, Fact, Purchase, Tap, TapAction
 from fare_engine.ids import FactId, tap_id
@@ -37,6 +38,8 @@ from fare_engine.tariff.compile import CompiledTariff
 from fare_engine.tokens import stored_token
 from fare_engine.verdicts import Rejected, blocked, check_content, check_limits, check_token, is_blocked
 
+RECENT_TAPS = 20
+"""So many of a traveller's last facts are looked at for a tap elsewhere too soon."""
 GROUP = 500
 """How many travellers a job takes up in one transaction."""
 
@@ -246,6 +249,7 @@ class _Group:
         found.folded.update(self.application.complete(self.connection, found.folded, self.now))
         self.answers.update(self._quarantine_rejected())
         self._answer_presented(presented, rows, accounts, found)
+        self._look_for_clones(rows)
         return self.answers
 
     # ---- which can be used
@@ -435,6 +439,20 @@ class _Group:
             change.facts.append(_cancellation(event, spoken_of))
         return None
 
+    def _look_for_clones(self, rows: Mapping[str, Traveller]) -> None:
+        """Raise an alarm where a token was in two places too soon; once for a token and pair of places."""
+        alarms = []
+        for owner, change in self.changes.items():
+            recent = [fact for fact in rows[owner].record.facts[-RECENT_TAPS:] if isinstance(fact, Tap)]
+            for tap in (fact for fact in change.facts if isinstance(fact, Tap)):
+                pair = impossible_pair(self.tariff.network, tap, recent)
+                if pair is not None:
+                    other, km = pair
+                    places = " and ".join(sorted((_place_of(tap), _place_of(other))))
+                    detail = f"token {tap.token_id} at {places}, {km:.1f} km apart, within {abs(tap.at - other.at) // 1000} s"
+                    alarms.append(receipts.Alarm(self.now, "two_places", tap.device_id, detail))
+        receipts.add_alarms(self.connection, alarms)
+
     # ---- answers
 
     def _quarantine_rejected(self) -> dict[FactId, TapAnswer]:
@@ -532,6 +550,10 @@ def _set_aside(
 
 def _quarantined(sequence: int, verdict: Rejected) -> TapAnswer:
     return TapAnswer(sequence=sequence, result="QUARANTINED", reason=verdict.reason)
+
+
+def _place_of(tap: Tap) -> str:
+    return tap.stop_id or f"route {tap.route_id}"
 
 
 def _operator(tap: ReceivedTap, ran: Mapping[str, list[tuple[int, str]]]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from sqlalchemy import Connection
 
 from fare_engine.application import Application, ReceivedTap
+from fare_engine.publishing import confirm_if_old
 from fare_engine.refold import Change
 from fare_engine.store import receipts, registry, travellers
 from fare_engine.store.database import Database
@@ -28,6 +29,7 @@ def jobs_of(application: Application) -> tuple[Job, ...]:
     return (
         lambda connection, now: application.advance(connection, now, PART),
         lambda connection, now: application.retry_dirty(connection, now, PART),
+        confirm_if_old,
     )
 
 

@@ -29,6 +29,9 @@ SERVICE_KEY_ID = b"service-1"
 # ---- keys
 
 
+CONFIRM_AFTER_MS = 12 * 3_600_000
+
+
 def service_key(data: Path) -> Ed25519PrivateKey:
     """The key with which the service signs publications; made on first use."""
     return Ed25519PrivateKey.from_private_bytes(secret_file(data / "keys" / "publication.key"))
@@ -132,6 +135,15 @@ def confirm(connection: Connection, now: int) -> int:
     """Say anew that the list is as it is: a version without a change, for terminals go by the age of theirs. The version."""
     deny.add_changes(connection, [bytes(deny.CUT_BYTES)], now, "confirmed", added=False)
     return deny.newest_version(connection)
+
+
+def confirm_if_old(connection: Connection, now: int) -> int:
+    """Confirm a list that nothing has changed for half a day, so that no terminal takes its own for stale; whether it was."""
+    latest = deny.newest_at(connection)
+    if latest is None or now - latest < CONFIRM_AFTER_MS:
+        return 0
+    confirm(connection, now)
+    return 1
 
 
 def publish_whole_list(connection: Connection, signers: Mapping[bytes, Ed25519PrivateKey], now: int) -> int:

@@ -31,6 +31,8 @@ from fare_engine.store.registry import Device, DeviceKey
 from fare_engine.tap_format import Batch, TapEvent, TapFormatError, open_message, reopen_message
 from fare_engine.verdicts import Rejected
 
+KEYS_KEPT_MS = 10 * 60_000
+"""How long a process may not know that a device changed its key: the old one ends a day later."""
 NOTED_A_MINUTE = 300
 """Of messages without a good signature so many a minute are noted by each process."""
 _MINUTE_MS, _DAY_MS = 60_000, 86_400_000
@@ -75,7 +77,8 @@ class Receipt:
         self.listener: Listener | None = None
         self.published = Published(database)
         self.shaper: Shaping | None = None
-        self._keys: dict[str, list[tuple[DeviceKey, Ed25519PublicKey]]] = {}
+        self._keys: dict[str, tuple[int, list[tuple[DeviceKey, Ed25519PublicKey]]]] = {}
+        """By device: when they were read, and its keys."""
         self._rates: Counter[tuple[str, str, int]] = Counter()
         self._noted: Counter[int] = Counter()
 
@@ -122,13 +125,15 @@ class Receipt:
 
     def _keys_of(self, device_id: DeviceId, now: int) -> list[Ed25519PublicKey]:
         """The keys with which a device may sign now, newest first. Whether it was revoked is asked of the database."""
-        if device_id not in self._keys:
+        read_at, keys = self._keys.get(device_id, (0, []))
+        if not keys or not read_at <= now < read_at + KEYS_KEPT_MS:
             with self.database.read() as connection:
                 found = registry.list_keys(connection, device_id)
             if not found:
                 return []
-            self._keys[device_id] = [(key, Ed25519PublicKey.from_public_bytes(key.public_key)) for key in found]
-        return [public for key, public in self._keys[device_id] if key.valid_to is None or now < key.valid_to]
+            keys = [(key, Ed25519PublicKey.from_public_bytes(key.public_key)) for key in found]
+            self._keys[device_id] = (now, keys)
+        return [public for key, public in keys if key.valid_to is None or now < key.valid_to]
 
     # ---- one transaction
 

@@ -522,7 +522,7 @@ class Totals:
             yield f"{head}:"
             yield from (f"{count:>11,}  {name}" for name, count in sorted(counts.items()))
         for missing in self.proof.missing:
-            both = f", {missing.acknowledged} of them acknowledged, lost with disk and database" if missing.acknowledged else ""
+            both = f", {missing.acknowledged} of them acknowledged, gone with disk and backup" if missing.acknowledged else ""
             place = f"{missing.device_id}/{missing.epoch}"
             yield f"missing: {place} {missing.taps} taps{both}; {missing.why}; known by {missing.told_by}"
 
@@ -530,7 +530,8 @@ class Totals:
 def told(run: Run) -> str:
     """The line that says how a world ended."""
     proof = run.proof
-    return (
+    line = (
         f"FAULTS seed {run.seed}: {proof.written} taps, {proof.acknowledged} acknowledged, 0 lost, 0 doubled, 0 mispriced,"
         f" {proof.never_acknowledged} never acknowledged (named below)"
     )
+    return line + (f", {proof.lost_twice} gone with disk and backup (named below)" if proof.lost_twice else "")

@@ -52,6 +52,11 @@ class Proof:
         """Taps that are not held and of which nobody was told that they were."""
         return sum(entry.taps - entry.acknowledged for entry in self.missing)
 
+    @property
+    def lost_twice(self) -> int:
+        """Acknowledged taps that two faults took: the database was set back, and their terminal's disk had lost them."""
+        return sum(entry.acknowledged for entry in self.missing)
+
     def add(self, other: Proof) -> None:
         """What was found of another world, too."""
         for name in ("written", "acknowledged", "held", "travellers", "legs", "quarantined"):

@@ -34,6 +34,12 @@ def newest_version(connection: Connection) -> int:
     return int(connection.execute(_NEWEST).scalar_one())
 
 
+def newest_at(connection: Connection) -> int | None:
+    """When the list changed or was confirmed last; None before the first version."""
+    found: int | None = connection.execute(select(_changes.c.at).order_by(_changes.c.version.desc()).limit(1)).scalar()
+    return found
+
+
 def add_changes(connection: Connection, tokens: Iterable[bytes], at: int, reason: str, *, added: bool) -> None:
     """Terminal tokens that are denied from now on, or no longer.
 

@@ -16,7 +16,7 @@ from fare_engine.linking import change_payer, first_open_day, link_token, propos
 from fare_engine.pricing.lines import Leg
 from fare_engine.receipt import Receipt
 from fare_engine.service_day import DAY_MS, MINUTE_MS, to_date, to_day
-from fare_engine.store import registry, travellers
+from fare_engine.store import receipts, registry, travellers
 from fare_engine.store.registry import Correction
 from fare_engine.tap_format import Decision, Outcome, TapKind
 from fare_engine.tariff.compile import CompiledTariff, load_compiled
@@ -454,3 +454,23 @@ def test_a_device_s_limits_set_aside_what_it_should_never_see(desk: Desk) -> Non
     bus.board("08:05", "chi", route="150")
     answers = desk.taken(bus.new()).answers
     assert [answer.reason for answer in answers] == [None, None, "too_many_taps", "too_many_taps", "wrong_route"]
+
+
+def test_a_card_in_two_places_too_soon_raises_an_alarm(desk: Desk) -> None:
+    gate, other, bus = Stream("gate-1"), Stream("gate-2"), Stream("bus-1")
+    gate.enter("08:00", stop=BEN_THANH)
+    bus.board("08:01", route="1")
+    other.leave("08:40", stop=SUOI_TIEN)
+    for stream in (gate, bus, other):
+        desk.taken(stream.new())
+    with desk.database.read() as connection:
+        assert receipts.list_alarms(connection) == [], "one rider can do that"
+    other.enter("09:00", "binh", stop=SUOI_TIEN)
+    gate.enter("09:03", "binh", stop=BEN_THANH)
+    desk.taken(other.new())
+    desk.taken(gate.new())
+    with desk.database.read() as connection:
+        (alarm,) = receipts.list_alarms(connection)
+    assert (alarm.kind, alarm.device_id) == ("two_places", "gate-1")
+    assert f"token {token('binh')} at {BEN_THANH} and {SUOI_TIEN}" in alarm.detail
+    assert "within 180 s" in alarm.detail
