@@ -291,6 +291,15 @@ def test_a_lost_card_is_named_by_its_number_if_its_account_has_no_other(service:
     assert rows(service.database, "select count(*) from tokens where blocked_at is not null") == [(1,)]
 
 
+def test_a_list_that_nothing_changes_is_confirmed_twice_a_day(service: Service) -> None:
+    with service.database.write() as connection:
+        assert publishing.confirm_if_old(connection, at("12:00")) == 0, "there is none yet"
+        deny.add_changes(connection, [token(1)], at("00:00"), "lost", added=True)
+        assert [publishing.confirm_if_old(connection, at(clock)) for clock in ("11:59", "12:00", "12:01")] == [0, 1, 0]
+        assert deny.newest_version(connection) == 2
+        assert deny.denied_at(connection, 2) == [token(1)[:8]]
+
+
 # ---- waiting for something new
 
 
@@ -360,7 +369,8 @@ async def _changes_heard(url: str, data: Path, terminals: int, changes: int) -> 
 
     def deny_one(number: int) -> None:
         with database.write() as connection:
-            deny.add_changes(connection, [token(number)], at("12:00"), "test", added=True)
+            now = time.time_ns() // 1_000_000  # of an older list the service would make a confirmed version of its own
+            deny.add_changes(connection, [token(number)], now, "test", added=True)
             committed[number] = time.monotonic()
 
     connector = aiohttp.TCPConnector(limit=0)
