@@ -16,6 +16,8 @@ from fare_engine.store import receipts, travellers
 from fare_engine.tap_format import reopen_message
 from simulators.world import SERVER_KEY, ViolationError, World
 
+FORGETFUL = frozenset({"lost_memory", "rolled_back", "two_successors", "forked_chain"})
+"""Alarms about a device that does not remember what it wrote."""
 Place = tuple[str, str, int]
 """Device, epoch, sequence."""
 
@@ -131,7 +133,8 @@ def check_missing(world: World, connection: Connection, held: dict[Place, bytes]
     gaps = {(gap.device_id, gap.epoch): gap for gap in find_gaps(receipts.all_streams(connection))}
     alarms: dict[str, set[str]] = defaultdict(set)
     for alarm in receipts.list_alarms(connection):
-        alarms[alarm.device_id].add(alarm.kind)
+        if alarm.kind in FORGETFUL:
+            alarms[alarm.device_id].add(alarm.kind)
     for (device, epoch), taps in sorted(world.ledger.written.items()):
         missing = [n for n in range(1, len(taps) + 1) if (device, epoch, n) not in held]
         if not missing:
@@ -154,7 +157,7 @@ def check_missing(world: World, connection: Connection, held: dict[Place, bytes]
 
 def check_alarms(world: World, connection: Connection, held: dict[Place, bytes]) -> None:
     """Where the service holds taps that their terminal forgot and wrote on without, somebody was told; or ViolationError."""
-    alarmed = {alarm.device_id for alarm in receipts.list_alarms(connection)}
+    alarmed = {alarm.device_id for alarm in receipts.list_alarms(connection) if alarm.kind in FORGETFUL}
     for loss in world.ledger.losses:
         if loss.kind in ("disk rolled back", "disk dead") and loss.device_id not in alarmed:
             known = _remembered(world, loss.device_id)
