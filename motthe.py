@@ -12,7 +12,6 @@ import typer
 import uvicorn
 from fastapi import APIRouter, FastAPI
 from fastapi.staticfiles import StaticFiles
-from sqlalchemy.exc import SQLAlchemyError
 
 from clearing import commands as clearing_commands
 from clearing import pages as clearing_pages
@@ -20,7 +19,7 @@ from clearing import tap_commands
 from fare_engine import commands as fare_commands
 from fare_engine import device_commands, traveller_commands
 from fare_engine.errors import InputError, MottheError
-from fare_engine.jobs import run_turn
+from fare_engine.jobs import Jobs
 from fare_engine.pages import live, qr, rider
 from fare_engine.pages.base import STATIC
 from fare_engine.service import devices
@@ -83,11 +82,12 @@ def worker(data: fare_commands.Store = None) -> None:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+    jobs = Jobs(service.database, service.application)
     while not ended.is_set():
         try:
-            done = run_turn(service.database, service.application, service.clock())
-        except SQLAlchemyError as error:
-            typer.echo(f"the turn failed and is tried again: {error}", err=True)
+            done = jobs.run_turn(service.clock())
+        except Exception as error:  # one traveller's or the database's: the next turn tries again
+            typer.echo(f"the turn failed and is tried again: {error!r}", err=True)
             done = 0
         if not done:
             ended.wait(WORKER_SECONDS)

@@ -79,14 +79,14 @@ def settlement_csv(request: Request, day: str) -> Response:
 def log_in(request: Request, name: Annotated[str, Form(max_length=40)], secret: Annotated[str, Form(max_length=64)]) -> Response:
     """User name and password; five wrong ones lock the name for a quarter of an hour."""
     service = request.app.state.service
-    now = service.clock()
-    with service.database.write() as connection:
-        if registry.is_locked(connection, f"user:{name}", now):
-            return _login(request, name, "locked")
+    subject = f"user:{name}"
+    if not service.database.transact(lambda connection: registry.begin_attempt(connection, subject, service.clock())):
+        return _login(request, name, "locked")
+    with service.database.read() as connection:
         operator_id = registry.check_password(connection, name, secret)
-        registry.note_attempt(connection, f"user:{name}", now, succeeded=operator_id is not None)
     if operator_id is None:
         return _login(request, name, "login_wrong")
+    service.database.transact(lambda connection: registry.forget_attempts(connection, subject))
     request.session["operator"] = operator_id
     return RedirectResponse("/operator", status_code=303)
 

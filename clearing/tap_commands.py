@@ -173,7 +173,7 @@ def release(
 
 def _release(connection: Connection, application: Application, taps: Iterable[QuarantinedTap]) -> int:
     events = [receipts.find_tap(connection, tap.device_id, tap.epoch, tap.sequence) for tap in taps]
-    return jobs.release_events(connection, application, [event for event in events if event is not None], now())
+    return application.release(connection, [event for event in events if event is not None], now())
 
 
 def _waiting(opened: Opened, wanted: Callable[[QuarantinedTap], bool]) -> list[QuarantinedTap]:

@@ -6,10 +6,10 @@ asked of the tap alone (`verdicts`)."""
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import msgspec
 from sqlalchemy import Connection
@@ -22,7 +22,7 @@ from fare_engine.clones import impossible_pair
 from fare_engine.errors import NotFoundError
 from fare_engine.facts import Cancellation, Completion, Fact, Purchase, Tap, TapAction
 from fare_engine.ids import FactId, tap_id
-from fare_engine.mending import likely_exit
+from fare_engine.mending import Mender
 from fare_engine.pricing.fold import Folded
 from fare_engine.pricing.legs import dearest_exit
 from fare_engine.pricing.lines import Leg
@@ -31,12 +31,15 @@ from fare_engine.pricing.state import NEVER
 from fare_engine.refold import DRIFT, Change, Refolded, Refolder
 from fare_engine.service_day import DAY_MS, to_date
 from fare_engine.store import books, receipts, registry, travellers
+from fare_engine.store.database import AWAY, after_commit
 from fare_engine.store.receipts import QuarantinedTap
 from fare_engine.store.travellers import CASH, Account, Link, NewToken, Token, Traveller
 from fare_engine.tap_format import Decision, Outcome, TapEvent, TapKind, TapPlace
 from fare_engine.tariff.compile import CompiledTariff
 from fare_engine.tokens import stored_token
-from fare_engine.verdicts import Rejected, blocked, check_content, check_limits, check_token, is_blocked
+from fare_engine.verdicts import AHEAD_MS, Rejected, blocked, check_content, check_limits, check_time, check_token, is_blocked
+
+logger = logging.getLogger(__name__)
 
 RECENT_TAPS = 20
 """So many of a traveller's last facts are looked at for a tap elsewhere too soon."""
@@ -75,6 +78,7 @@ class Application:
         self.tariff = tariff
         self.server_key = server_key
         self.refolder = Refolder(tariff)
+        self.mender = Mender(tariff)
         self.charged = 0
         """What has been charged since the process began: a figure for pages, not for books."""
 
@@ -90,7 +94,37 @@ class Application:
         """Apply taps that are new in their streams; the answer of each by tap id. Part of the caller's transaction.
 
         With `released` they are taps that come out of the quarantine because somebody decided so."""
-        return _Group(self, connection, taps, now, released=released).apply()
+        group = _Group(self, connection, taps, now, released=released)
+        answers = group.apply()
+        if group.opened:
+            awaited = [f"token:{token_id}" for token_id in sorted(group.opened)]
+            self.release(connection, receipts.find_waiting(connection, awaited), now)
+        return answers
+
+    def apply_one_by_one(self, connection: Connection, taps: Sequence[ReceivedTap], now: int) -> dict[FactId, TapAnswer]:
+        """As `apply`, each tap by itself: one that cannot be applied, whatever it is, is set aside alone, for somebody who can
+        read the log."""
+        answers: dict[FactId, TapAnswer] = {}
+        for tap in taps:
+            try:
+                with connection.begin_nested():
+                    answers.update(self.apply(connection, [tap], now))
+            except AWAY:
+                raise
+            except Exception as error:
+                logger.exception("tap %s could not be applied", tap.event.tap_id)
+                failed = replace(tap, set_aside=Rejected("internal_error", repr(error)[:500]))
+                answers.update(self.apply(connection, [failed], now))
+        return answers
+
+    def release(self, connection: Connection, events: Sequence[TapEvent], now: int) -> int:
+        """Take taps out of the quarantine that can be used; how many could."""
+        devices = registry.lock_devices(connection, {event.device_id for event in events})
+        taps = [ReceivedTap(event, devices[event.device_id].operator_id) for event in events]
+        answers = self.apply(connection, taps, now, released=True)
+        used = [event for event in events if answers[event.tap_id].result != "QUARANTINED"]
+        receipts.release_quarantined(connection, used, now)
+        return len(used)
 
     # ---- other facts
 
@@ -123,7 +157,7 @@ class Application:
         registry.add_correction(connection, correction)
         events = [
             event
-            for event in receipts.taps_of_device(connection, correction.device_id)
+            for event in receipts.taps_of_device(connection, correction.device_id, correction.begins - AHEAD_MS)
             if event.kind in _ACTIONS and correction.begins <= event.event_time_ms < correction.ends
         ]
         tokens = travellers.find_tokens(connection, {self.token_id(event) for event in events})
@@ -141,65 +175,48 @@ class Application:
         for row in rows.values():
             row.record.revision = self.refolder.revision
             row.dirty_since = row.dirty_reason = None
-        self.refolder.refold(connection, rows, {traveller_id: Change()}, now, booked_for="drift")
+        self.refold(connection, rows, {traveller_id: Change()}, now, booked_for="drift")
         travellers.decide_drift(connection, traveller_id, now)
 
     def advance(self, connection: Connection, as_of: int, most: int = GROUP) -> int:
         """Let time pass for some travellers for whom something is due before `as_of`; how many there were."""
-        due = travellers.list_due(connection, as_of, most)
-        found = self.change(connection, {traveller_id: Change() for traveller_id in due}, as_of, booked_for="time")
-        self.complete(connection, found.folded, as_of)
-        return len(due)
+        rows = travellers.get_travellers(connection, travellers.list_due(connection, as_of, most))
+        self.refold(connection, rows, {traveller_id: Change() for traveller_id in rows}, as_of, booked_for="time")
+        return len(rows)
 
-    def complete(self, connection: Connection, folded: Mapping[str, Folded], now: int) -> dict[str, Folded]:
-        """Where an exit is missing and the tariff says how it may be completed: record what is likely as a fact. Gives the
-        folds of the travellers for whom that was so."""
-        lacking = {name: legs for name, found in folded.items() if (legs := self._lacking(found))}
-        if not lacking:
-            return {}
-        rows = travellers.get_travellers(connection, lacking.keys())
-        found = {
-            name: completions
-            for name, row in rows.items()
-            if (completions := self._completions(row.record, folded[name], lacking[name], now))
-        }
-        return self.add_facts(connection, found, now).folded if found else {}
-
-    def _lacking(self, folded: Folded) -> list[Leg]:
-        found = []
-        for leg in folded.legs.values():
-            version = self.tariff.versions.get(leg.version_id) if leg.status == "missing_exit" else None
-            terms = version.terms(leg.network_id or "", leg.route_id, leg.media, leg.rider_category) if version else None
-            if terms is not None and terms.tap_rule.completes:
-                found.append(leg)
-        return found
-
-    def _completions(self, record: Record, folded: Folded, legs: Iterable[Leg], now: int) -> list[Fact]:
-        known = {fact.leg_id for fact in record.facts if isinstance(fact, Completion)}
-        taps = [fact for fact in record.facts if isinstance(fact, Tap)]
-        found: list[Fact] = []
-        for leg in legs:
-            version = self.tariff.versions[leg.version_id]
-            terms = version.terms(leg.network_id or "", leg.route_id, leg.media, leg.rider_category)
-            if leg.leg_id in known or terms is None:
-                continue
-            likely = likely_exit(self.tariff, leg, folded.legs.values(), taps, terms.tap_rule.completes)
-            if likely is not None:
-                found.append(completion(leg.leg_id, likely.stop_id, likely.at, likely.source, now))
-        return found
-
-    def retry_dirty(self, connection: Connection, now: int, most: int = GROUP) -> int:
-        """Fold again some travellers whose last fold failed; how many were tried."""
-        dirty = travellers.list_dirty(connection, most)
-        self.change(connection, {traveller_id: Change() for traveller_id in dirty}, now, booked_for="retry")
-        return len(dirty)
+    def retry(self, connection: Connection, traveller_ids: Iterable[str], now: int) -> int:
+        """Fold again some travellers whose last fold failed; how many of them are priced now."""
+        found = self.change(connection, {traveller_id: Change() for traveller_id in traveller_ids}, now, booked_for="retry")
+        return len(found.folded)
 
     def change(self, connection: Connection, changes: Mapping[str, Change], now: int, booked_for: str = "") -> Refolded:
         """Add to travellers' records, refold them, and book the difference."""
-        rows = travellers.get_travellers(connection, changes.keys())
-        found = self.refolder.refold(connection, rows, changes, now, booked_for)
-        self.charged += found.charged
+        return self.refold(connection, travellers.get_travellers(connection, changes.keys()), changes, now, booked_for)
+
+    def refold(
+        self,
+        connection: Connection,
+        rows: Mapping[str, Traveller],
+        changes: Mapping[str, Change],
+        now: int,
+        booked_for: str = "",
+        floors: Mapping[str, int] | None = None,
+    ) -> Refolded:
+        """Refold travellers whose rows are locked, book the difference, and complete rides without an exit where the tariff
+        says how; what a ride was completed with before is replaced where the facts say otherwise now."""
+        found = self.refolder.refold(connection, rows, changes, now, booked_for, floors)
+        completing = {
+            name: change
+            for name, folded in found.folded.items()
+            if (change := self.mender.changes(rows[name].record, folded, now)) is not None
+        }
+        if completing:
+            found.add(self.refolder.refold(connection, {name: rows[name] for name in completing}, completing, now))
+        after_commit(connection, lambda: self._count(found.charged))
         return found
+
+    def _count(self, charged: int) -> None:
+        self.charged += charged
 
 
 class _Group:
@@ -222,6 +239,9 @@ class _Group:
         self.changes: dict[str, Change] = defaultdict(Change)
         self.owners: dict[FactId, str] = {}
         self.tokens: dict[str, Token] = {}
+        self.opened: set[str] = set()
+        """Tokens that are known from now on."""
+        self.rows: dict[str, Traveller] = {}
 
     def apply(self) -> dict[FactId, TapAnswer]:
         """Sort the taps by traveller, lock, refuse or take, refold, answer."""
@@ -231,11 +251,12 @@ class _Group:
             (ReceivedTap(event, ""), *self._spoken_of(event))
             for event in receipts.find_waiting(self.connection, self.in_group.keys())
         ]
-        presented = [tap for tap in usable if tap.event.kind in _ACTIONS]
-        for tap in presented:
-            self.owners[tap.event.tap_id] = self._token(tap.event).traveller_at(tap.event.event_time_ms)
+        for tap in usable:
+            if tap.event.kind in _ACTIONS:
+                self.owners[tap.event.tap_id] = self._token(tap.event).traveller_at(tap.event.event_time_ms)
         concerned = set(self.owners.values()) | {owner for _, _, owner in (*outcomes, *waiting) if owner is not None}
-        rows = travellers.get_travellers(self.connection, concerned)
+        self.rows = rows = travellers.get_travellers(self.connection, concerned)
+        presented = self._with_records(usable)
         accounts = travellers.find_accounts(self.connection, {row.account_id for row in rows.values()} - {CASH})
         self._take_presented(presented, rows, accounts)
         self._take_outcomes(outcomes)
@@ -244,9 +265,7 @@ class _Group:
             if tap.event.kind is TapKind.INSPECTION:
                 self.answers[tap.event.tap_id] = TapAnswer(sequence=tap.event.sequence, result="ACCEPTED")
         changed = {name: rows[name] for name in rows if name in self.changes}
-        found = self.application.refolder.refold(self.connection, changed, self.changes, self.now, floors=self._floors(accounts))
-        self.application.charged += found.charged
-        found.folded.update(self.application.complete(self.connection, found.folded, self.now))
+        found = self.application.refold(self.connection, changed, self.changes, self.now, floors=self._floors(accounts))
         self.answers.update(self._quarantine_rejected())
         self._answer_presented(presented, rows, accounts, found)
         self._look_for_clones(rows)
@@ -268,10 +287,21 @@ class _Group:
                 self.rejected.append((tap.event, verdict))
         return found
 
+    def _with_records(self, usable: Sequence[ReceivedTap]) -> list[ReceivedTap]:
+        """The presentations among some taps whose travellers' records can be read; the others are noted as rejected."""
+        found = []
+        for tap in usable:
+            owner = self.owners.get(tap.event.tap_id)
+            if owner is not None and owner not in self.rows:
+                self.rejected.append((tap.event, Rejected("unreadable_record", f"the record of traveller {owner}")))
+            elif owner is not None:
+                found.append(tap)
+        return found
+
     def _verdict(self, tap: ReceivedTap) -> Rejected | None:
         event = tap.event
-        wrong = check_content(self.tariff, event, self.now)
-        if wrong is not None and not (self.released and wrong.reason == "impossible_time"):
+        wrong = check_time(event, self.now, however_old=self.released) or check_content(self.tariff, event)
+        if wrong is not None:
             return wrong
         if event.kind is TapKind.OUTCOME:
             return None
@@ -286,17 +316,20 @@ class _Group:
         is made with a new key is known by its token of before."""
         presented = [(self.application.token_id(tap.event), tap.event) for tap in taps if tap.event.token is not None]
         known = travellers.find_tokens(self.connection, {token_id for token_id, _ in presented})
-        strange = [(token_id, event) for token_id, event in presented if token_id not in known]
-        tickets = {
-            token_id
-            for token_id, event in strange
-            if event.medium == "cash" and check_content(self.tariff, event, self.now) is None
-        }
+        strange = [
+            (token_id, event)
+            for token_id, event in presented
+            if token_id not in known
+            and check_time(event, self.now, however_old=self.released) is None
+            and check_content(self.tariff, event) is None
+        ]
+        tickets = {token_id for token_id, event in strange if event.medium == "cash"}
         if tickets:
             known.update(_open_tickets(self.connection, tickets))
         renamed = {token_id: event for token_id, event in strange if event.former_token is not None}
         if renamed:
             known.update(self._rename(renamed))
+        self.opened = tickets | (renamed.keys() & known.keys())
         return known
 
     def _rename(self, strange: Mapping[str, TapEvent]) -> dict[str, Token]:
@@ -305,13 +338,10 @@ class _Group:
             token_id: stored_token(self.application.server_key, event.former_token or b"") for token_id, event in strange.items()
         }
         known = travellers.find_tokens(self.connection, set(former.values()))
-        found = {
-            token_id: known[former[token_id]]
-            for token_id, event in sorted(strange.items())
-            if former[token_id] in known and known[former[token_id]].blocked_at is None
-        }
+        found = {token_id: known[former[token_id]] for token_id in sorted(strange) if former[token_id] in known}
         new = [
-            NewToken(token_id, token.traveller_id, token.account_id, strange[token_id].token) for token_id, token in found.items()
+            NewToken(token_id, token.traveller_id, token.account_id, strange[token_id].token, token.token_id, token.blocked_at)
+            for token_id, token in found.items()
         ]
         travellers.add_tokens(self.connection, new)
         for token_id, token in found.items():
@@ -421,13 +451,14 @@ class _Group:
         return [tap.event for tap, spoken_of, owner in waiting if self._take_outcome(tap.event, spoken_of, owner) is None]
 
     def _take_outcome(self, event: TapEvent, spoken_of: TapEvent | None, owner: str | None) -> Rejected | None:
-        """An OUTCOME record acts on the traveller of the tap it speaks of."""
+        """An OUTCOME record acts on the traveller of the tap it speaks of; before that tap is used it waits for it."""
+        spoken_of_id = event.spoken_of_id
         if spoken_of is None:
-            spoken_of_id = event.spoken_of_id
             return Rejected("unknown_tap", f"the record speaks of {spoken_of_id}, which is not held", spoken_of_id)
-        if owner is None:
-            token_id = self.application.token_id(spoken_of)
-            return Rejected("unknown_token", "the tap spoken of belongs to no traveller", f"token:{token_id}")
+        if spoken_of.kind not in _ACTIONS:
+            return None
+        if owner is None or not self._is_used(spoken_of.tap_id, owner):
+            return Rejected("unused_tap", f"the record speaks of {spoken_of_id}, which is not used", spoken_of_id)
         let_in = event.outcome is Outcome.TIMED_OUT and event.decision is Decision.ADMITTED_ALONE
         if let_in and is_blocked(self._token(spoken_of), spoken_of) and not self.released:
             return blocked(self._token(spoken_of), spoken_of)
@@ -438,6 +469,12 @@ class _Group:
         else:
             change.facts.append(_cancellation(event, spoken_of))
         return None
+
+    def _is_used(self, fact_id: FactId, owner: str) -> bool:
+        """Whether a tap stands in a traveller's record, or comes into it now."""
+        change = self.changes.get(owner, Change())
+        record = self.rows[owner].record if owner in self.rows else Record()
+        return any(fact.fact_id == fact_id for fact in (*change.facts, *change.refused, *record.facts, *record.refused))
 
     def _look_for_clones(self, rows: Mapping[str, Traveller]) -> None:
         """Raise an alarm where a token was in two places too soon; once for a token and pair of places."""
@@ -461,7 +498,7 @@ class _Group:
             return {event.tap_id: _quarantined(event.sequence, verdict) for event, verdict in self.rejected}
         places: list[tuple[tuple[str, str, int], Rejected, int]] = []
         for event, verdict in self.rejected:
-            at = self.now if verdict.reason == "impossible_time" else event.event_time_ms
+            at = self.now if check_time(event, self.now) is not None else event.event_time_ms
             places.append(((event.device_id, event.epoch.hex(), event.sequence), verdict, at))
         return _set_aside(self.connection, places, self.tariff, self.now)
 
@@ -566,11 +603,6 @@ def _operator(tap: ReceivedTap, ran: Mapping[str, list[tuple[int, str]]]) -> str
 def _corrections_of(fact: Tap, corrections: Iterable[registry.Correction]) -> list[Fact]:
     """The corrections of the device's clock that concern a tap: they go into the record beside it."""
     return [correction_fact(one) for one in corrections if one.begins <= fact.at < one.ends]
-
-
-def completion(leg_id: str, stop_id: str, at: int, source: Literal["claim", "next_tap", "habit"], now: int) -> Completion:
-    """The fact that a rider left where and when; one of each kind for a leg."""
-    return Completion(f"completion/{source}/{leg_id}", at, "completion", source, 0, leg_id, stop_id, source, now)
 
 
 def correction_fact(correction: registry.Correction) -> facts.Correction:

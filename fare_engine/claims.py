@@ -10,10 +10,10 @@ from dataclasses import replace
 from sqlalchemy import Connection
 
 from fare_engine import booking
-from fare_engine.application import Application, completion
+from fare_engine.application import Application
 from fare_engine.errors import ClaimError, NotFoundError
-from fare_engine.facts import Completion, Tap
-from fare_engine.mending import Likely, likely_exit
+from fare_engine.facts import Completion, Tap, in_order
+from fare_engine.mending import Likely, completion, likely_exit
 from fare_engine.pricing.fold import Folded
 from fare_engine.pricing.lines import Leg
 from fare_engine.service_day import DAY_MS, MINUTE_MS
@@ -92,13 +92,12 @@ def _accept(connection: Connection, application: Application, claim: Claim, by: 
     assert claim.at is not None
     accepted = replace(claim, state="accepted", decided_at=now, decided_by=by, reason=reason)
     travellers.save_claim(connection, accepted)
-    fact = completion(claim.leg_id, claim.stop_id, claim.at, "claim", now)
-    application.add_facts(connection, {claim.traveller_id: [fact]}, now)
+    application.complete_leg(connection, completion(claim.leg_id, claim.stop_id, claim.at, "claim", now), now)
     return accepted
 
 
 def _likely(application: Application, traveller: Traveller, folded: Folded, leg: Leg) -> Likely | None:
-    taps = [fact for fact in traveller.record.facts if isinstance(fact, Tap)]
+    taps = [fact for fact in in_order(traveller.record.facts) if isinstance(fact, Tap)]
     return likely_exit(application.tariff, leg, folded.legs.values(), taps, ("next_tap", "habit"))
 
 

@@ -112,7 +112,7 @@ def enrol(database: Database, data: Path, code: str, request: bytes, client: str
         return database.transact(lambda connection: _enrol(connection, data, code_hash, request, now, random))
     except EnrolmentError as error:
         if error.cause == "wrong_code":
-            database.transact(lambda connection: registry.note_attempt(connection, subject, now, succeeded=False))
+            database.transact(lambda connection: registry.begin_attempt(connection, subject, now))
         raise
 
 

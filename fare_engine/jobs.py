@@ -5,37 +5,64 @@ process or in one of its own; two that run at once wait for each other's rows an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from fare_engine.application import Application, ReceivedTap
+from fare_engine.application import Application
+from fare_engine.errors import LinkError
+from fare_engine.linking import link_token
 from fare_engine.publishing import confirm_if_old
 from fare_engine.refold import Change
-from fare_engine.store import receipts, registry, travellers
-from fare_engine.store.database import Database
-from fare_engine.store.travellers import NewToken
-from fare_engine.tap_format import TapEvent
+from fare_engine.store import receipts, travellers
+from fare_engine.store.database import Database, after_commit
+from fare_engine.store.travellers import CASH, NewToken
 from fare_engine.verdicts import NETWORK
 
 PART = 50
 """How many travellers or taps a turn takes up: a live tap waits no longer than this takes."""
 
-Job = Callable[[Connection, int], int]
+FIRST_WAIT_MS, LONGEST_WAIT_MS = 1000, 60_000
+"""How long after a pass over failed folds that cured none the next one begins: twice as long each time."""
 
 
-def jobs_of(application: Application) -> tuple[Job, ...]:
-    """The jobs of every turn; each gives how much it did."""
-    return (
-        lambda connection, now: application.advance(connection, now, PART),
-        lambda connection, now: application.retry_dirty(connection, now, PART),
-        confirm_if_old,
-    )
+class Jobs:
+    """The jobs of one process."""
 
+    def __init__(self, database: Database, application: Application) -> None:
+        self.database = database
+        self.application = application
+        self._tried = ""
+        """The last of the travellers whose fold was tried again in this pass."""
+        self._cured = 0
+        self._wait_ms, self._not_before = FIRST_WAIT_MS, 0
 
-def run_turn(database: Database, application: Application, now: int) -> int:
-    """Each job once; how much was done."""
-    return sum(database.transact(lambda connection, job=job: job(connection, now)) for job in jobs_of(application))  # type: ignore[misc]
+    def run_turn(self, now: int) -> int:
+        """Each job once; how much was done."""
+        jobs = (self._advance, self._retry, confirm_if_old)
+        return sum(self.database.transact(lambda connection, job=job: job(connection, now)) for job in jobs)  # type: ignore[misc]
+
+    def _advance(self, connection: Connection, now: int) -> int:
+        return self.application.advance(connection, now, PART)
+
+    def _retry(self, connection: Connection, now: int) -> int:
+        """Fold again some travellers whose last fold failed, one part after the other; how many are priced now."""
+        if now < self._not_before:
+            return 0
+        part = travellers.list_dirty(connection, self._tried, PART)
+        cured = self.application.retry(connection, part, now)
+        after_commit(connection, lambda: self._remember(part, cured, now))
+        return cured
+
+    def _remember(self, part: list[str], cured: int, now: int) -> None:
+        self._cured += cured
+        if len(part) == PART:
+            self._tried = part[-1]
+            return
+        in_vain = self._cured == 0 and (part or self._tried)
+        self._wait_ms = min(2 * self._wait_ms, LONGEST_WAIT_MS) if in_vain else FIRST_WAIT_MS
+        self._not_before = now + self._wait_ms if in_vain else now
+        self._tried, self._cured = "", 0
 
 
 def use_what_waits(database: Database, application: Application, now: int) -> tuple[int, int]:
@@ -50,21 +77,22 @@ def use_what_waits(database: Database, application: Application, now: int) -> tu
 
 
 def register(connection: Connection, application: Application, tokens: Sequence[NewToken], now: int) -> int:
-    """Tokens are known from now on, and taps that were made with them before are used; how many. To be run `alone`."""
-    travellers.add_tokens(connection, tokens)
-    return release(connection, application, [f"token:{token.token_id}" for token in tokens], now)
+    """Tokens are known from now on, and taps that were made with them before are used; how many. To be run `alone`.
+
+    A token that was taken for a paper ticket's is the traveller's from now on. LinkError for one that is somebody else's."""
+    known = travellers.find_tokens(connection, [token.token_id for token in tokens])
+    new = [token for token in tokens if token.token_id not in known]
+    for token in tokens:
+        held = known.get(token.token_id)
+        if held is None or held.traveller_at(now) == token.traveller_id:
+            continue
+        if held.account_id != CASH or held.links:
+            raise LinkError(f"the token {token.token_id} is somebody else's")
+        link_token(connection, application, token.token_id, token.traveller_id, now, now, "registration")
+    travellers.add_tokens(connection, new)
+    return release(connection, application, [f"token:{token.token_id}" for token in new], now)
 
 
 def release(connection: Connection, application: Application, awaited: Sequence[str], now: int) -> int:
     """Taps in quarantine that wait for something that is there now; how many could be used."""
-    return release_events(connection, application, receipts.find_waiting(connection, awaited), now)
-
-
-def release_events(connection: Connection, application: Application, events: Sequence[TapEvent], now: int) -> int:
-    """Take taps out of the quarantine that can be used; how many could."""
-    devices = registry.lock_devices(connection, {event.device_id for event in events})
-    taps = [ReceivedTap(event, devices[event.device_id].operator_id) for event in events]
-    answers = application.apply(connection, taps, now, released=True)
-    used = [event for event in events if answers[event.tap_id].result != "QUARANTINED"]
-    receipts.release_quarantined(connection, used, now)
-    return len(used)
+    return application.release(connection, receipts.find_waiting(connection, awaited), now)

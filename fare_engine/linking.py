@@ -49,33 +49,37 @@ def link_token(
 ) -> int:
     """From an instant on a token is a traveller's; gives the instant, which is later where days are closed already.
 
-    NotFoundError for a token or traveller that is not known, LinkError where another link begins at the same instant."""
-    token = travellers.find_tokens(connection, [token_id]).get(token_id)
-    if token is None:
-        raise NotFoundError(f"no token {token_id}")
+    NotFoundError for a token or traveller that is not known, LinkError where another link begins at the same instant. Where
+    the medium has other tokens, under a key of before or since, they go with it."""
+    tokens = travellers.tokens_of_medium(connection, token_id)
     effective = max(valid_from, first_open_day(connection, application.tariff, now)[1])
-    if (effective, traveller_id) in token.links:
-        return effective
-    if any(begins == effective for begins, _ in token.links):
-        raise LinkError(f"a link of {token_id} begins at {effective} ms already")
-    links = tuple(sorted((*token.links, (effective, traveller_id))))
-    linked = replace(token, links=links)
-    concerned = {token.traveller_id, traveller_id, *(owner for _, owner in token.links)}
+    unlinked = [token for token in tokens if (effective, traveller_id) not in token.links]
+    for token in unlinked:
+        if any(begins == effective for begins, _ in token.links):
+            raise LinkError(f"a link of {token.token_id} begins at {effective} ms already")
+    linked = {
+        token.token_id: replace(token, links=tuple(sorted((*token.links, (effective, traveller_id))))) for token in unlinked
+    }
+    concerned = {traveller_id} | {
+        name for token in unlinked for name in (token.traveller_id, *(owner for _, owner in token.links))
+    }
     rows = travellers.get_travellers(connection, concerned)
     if traveller_id not in rows:
         raise NotFoundError(f"no traveller {traveller_id}")
-    travellers.add_link(connection, Link(token_id, effective, traveller_id, now, made_by))
+    for name in linked:
+        travellers.add_link(connection, Link(name, effective, traveller_id, now, made_by))
     changes: dict[str, Change] = defaultdict(Change)
     for owner, row in rows.items():
         moving = {
-            fact.fact_id: linked.traveller_at(fact.at)
+            fact.fact_id: target
             for fact in (*row.record.facts, *row.record.refused)
-            if isinstance(fact, Tap | Purchase) and fact.token_id == token_id and linked.traveller_at(fact.at) != owner
+            if isinstance(fact, Tap | Purchase)
+            and fact.token_id in linked
+            and (target := linked[fact.token_id].traveller_at(fact.at)) != owner
         }
         _move(row.record, owner, moving, changes)
     changed = {name: rows[name] for name in rows if name in changes}
-    found = application.refolder.refold(connection, changed, changes, now, booked_for="link")
-    application.charged += found.charged
+    application.refold(connection, changed, changes, now, booked_for="link")
     return effective
 
 
@@ -96,8 +100,7 @@ def change_payer(
     payers = [payer for payer in record.payers if payer.first_day != day] or [Payer(traveller.account_id, 0)]
     record.payers = sorted([*payers, Payer(account_id, day)], key=lambda payer: payer.first_day)
     traveller.account_id = record.payers[-1].account_id
-    found = application.refolder.refold(connection, rows, {traveller_id: Change()}, now, booked_for="payer")
-    application.charged += found.charged
+    application.refold(connection, rows, {traveller_id: Change()}, now, booked_for="payer")
     return day
 
 

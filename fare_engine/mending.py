@@ -2,7 +2,10 @@
 
 Two things can tell. The *next tap*: who enters a station again came out there, and who boards a bus came out at the station
 beside its stop. And *habit*: who went from here to one place most times went there again. Which of them counts, and in which
-order, is the tariff's (`completes`); what neither tells costs what the tap rule says. Pure."""
+order, is the tariff's (`completes`); what neither tells costs what the tap rule says.
+
+What is taken as known is recorded as a fact. It follows from the rider's other facts alone: when one of them comes in that
+tells otherwise, the recorded one is replaced, so that their order of arrival changes nothing. Pure."""
 
 from __future__ import annotations
 
@@ -13,8 +16,12 @@ from typing import Literal
 
 import msgspec
 
-from fare_engine.facts import Tap
+from fare_engine import booking
+from fare_engine.booking import Record
+from fare_engine.facts import Completion, Tap, in_order
+from fare_engine.pricing.fold import Folded
 from fare_engine.pricing.lines import Leg
+from fare_engine.refold import Change
 from fare_engine.service_day import MINUTE_MS
 from fare_engine.tariff.compile import CompiledTariff
 from fare_engine.tariff.model import Stop
@@ -35,6 +42,49 @@ class Likely(msgspec.Struct, frozen=True):
     stop_id: str
     at: int
     source: Literal["next_tap", "habit"]
+
+
+class Mender:
+    """Completes rides without an exit where the tariff says how."""
+
+    def __init__(self, tariff: CompiledTariff) -> None:
+        self.tariff = tariff
+
+    def changes(self, record: Record, folded: Folded, now: int) -> Change | None:
+        """What is to be recorded of a traveller besides what was, and what no longer holds; None: nothing. `folded` is his
+        record's fold."""
+        recorded = {fact.fact_id: fact for fact in record.facts if isinstance(fact, Completion) and fact.source != "claim"}
+        if recorded:
+            told = [fact for fact in record.facts if fact.fact_id not in recorded]
+            record = msgspec.structs.replace(record, facts=told)
+            folded = booking.price(self.tariff, record, now)
+        wanted = {fact.fact_id: fact for fact in self._completions(record, folded, now)}
+        new = [fact for fact_id, fact in wanted.items() if fact_id not in recorded]
+        gone = recorded.keys() - wanted.keys()
+        return Change(facts=list(new), withdrawn=gone) if new or gone else None
+
+    def _completions(self, record: Record, folded: Folded, now: int) -> list[Completion]:
+        lacking = [leg for leg in folded.legs.values() if leg.status == "missing_exit"]
+        if not lacking:
+            return []
+        taps = [fact for fact in in_order(record.facts) if isinstance(fact, Tap)]
+        found = []
+        for leg in lacking:
+            likely = likely_exit(self.tariff, leg, folded.legs.values(), taps, self._ways(leg))
+            if likely is not None:
+                found.append(completion(leg.leg_id, likely.stop_id, likely.at, likely.source, now))
+        return found
+
+    def _ways(self, leg: Leg) -> Sequence[str]:
+        version = self.tariff.versions.get(leg.version_id)
+        terms = version.terms(leg.network_id or "", leg.route_id, leg.media, leg.rider_category) if version else None
+        return terms.tap_rule.completes if terms is not None else ()
+
+
+def completion(leg_id: str, stop_id: str, at: int, source: Literal["claim", "next_tap", "habit"], now: int) -> Completion:
+    """The fact that a rider left where and when, recorded now; the same one however often it is found."""
+    fact_id = f"completion/{source}/{leg_id}/{stop_id}@{at}"
+    return Completion(fact_id, at, "completion", source, 0, leg_id, stop_id, source, now)
 
 
 def likely_exit(

@@ -114,13 +114,20 @@ def block(connection: Connection, token_id: str, at: int, reason: str) -> bool:
     """A token is blocked from an instant on, in the service and in every terminal's list. False: terminals cannot be told, for
     what they send for this token is not known. NotFoundError for an unknown token."""
     travellers.block_token(connection, token_id, at)
-    return _deny(connection, token_id, at, reason, added=True)
+    return _deny_medium(connection, token_id, at, reason, added=True)
 
 
 def unblock(connection: Connection, token_id: str, at: int, reason: str) -> bool:
     """A token is good again, in the service and in every terminal's list; as `block`."""
     travellers.block_token(connection, token_id, None)
-    return _deny(connection, token_id, at, reason, added=False)
+    return _deny_medium(connection, token_id, at, reason, added=False)
+
+
+def _deny_medium(connection: Connection, token_id: str, at: int, reason: str, *, added: bool) -> bool:
+    """The same for every token that the medium has had."""
+    tokens = travellers.tokens_of_medium(connection, token_id)
+    told = [_deny(connection, token.token_id, at, reason, added=added) for token in tokens]
+    return any(told)
 
 
 def _deny(connection: Connection, token_id: str, at: int, reason: str, *, added: bool) -> bool:

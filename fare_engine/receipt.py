@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +26,13 @@ from fare_engine.errors import EnvelopeError
 from fare_engine.gaps import find_gaps
 from fare_engine.ids import DeviceId, FactId, tap_id
 from fare_engine.store import deny, receipts, registry
-from fare_engine.store.database import Database
+from fare_engine.store.database import AWAY, Database
 from fare_engine.store.receipts import Alarm, Refusal, StoredBatch, Stream
 from fare_engine.store.registry import Device, DeviceKey
 from fare_engine.tap_format import Batch, TapEvent, TapFormatError, open_message, reopen_message
 from fare_engine.verdicts import Rejected
+
+logger = logging.getLogger(__name__)
 
 KEYS_KEPT_MS = 10 * 60_000
 """How long a process may not know that a device changed its key: the old one ends a day later."""
@@ -54,6 +57,9 @@ class _Taken:
     outcomes: dict[int, BatchAnswer | EnvelopeError] = field(default_factory=dict)
     seen: list[tuple[TapEvent, TapAnswer]] = field(default_factory=list)
     alarms: list[Alarm] = field(default_factory=list)
+    noted: int = 0
+    """Refusals of messages that nobody signed."""
+    rates: Counter[tuple[str, str, int]] = field(default_factory=Counter)
 
 
 Listener = Callable[[list[tuple[TapEvent, TapAnswer]]], None]
@@ -88,10 +94,47 @@ class Receipt:
         for index, item in enumerate(opened):
             if isinstance(item, Batch) and self.shaper is not None and self.shaper.is_too_fast(item.header.device_id, now):
                 opened[index] = EnvelopeError("too_fast", f"{item.header.device_id} sends too many messages a second")
-        taken = self.database.transact(lambda connection: self._accept(connection, messages, opened, now))
+        return self._commit(messages, opened, now)
+
+    def _commit(
+        self, messages: Sequence[bytes], opened: Sequence[Batch | EnvelopeError], now: int, *, one_by_one: bool = False
+    ) -> list[BatchAnswer | EnvelopeError]:
+        """Store and answer opened messages in one commit. What goes wrong with one of them stays with it: then each has a
+        commit of its own, and in the message that fails alone, too, each tap is applied by itself."""
+        try:
+            taken = self.database.transact(
+                lambda connection: self._accept(connection, messages, opened, now, one_by_one=one_by_one)
+            )
+        except AWAY:
+            raise
+        except Exception:
+            if one_by_one:
+                raise
+            logger.exception("a group of %d messages could not be applied at once", len(messages))
+            if len(messages) == 1:
+                return self._commit(messages, opened, now, one_by_one=True)
+            return [self._alone(message, item, now) for message, item in zip(messages, opened, strict=True)]
+        self._remember(taken, now)
         if self.listener is not None:
             self.listener(taken.seen)
         return [taken.outcomes[index] for index in range(len(messages))]
+
+    def _alone(self, message: bytes, item: Batch | EnvelopeError, now: int) -> BatchAnswer | EnvelopeError:
+        """One message of a group that could not be committed; others of it may be committed already, so nothing is raised."""
+        try:
+            (outcome,) = self._commit([message], [item], now)
+        except Exception:
+            logger.exception("a message could not be committed")
+            return EnvelopeError("unavailable", "nothing of this message was taken")
+        return outcome
+
+    def _remember(self, taken: _Taken, now: int) -> None:
+        """What a commit adds to the counts of this process."""
+        minute = now // _MINUTE_MS
+        self._noted = Counter({minute: self._noted[minute] + taken.noted})
+        if len(self._rates) > 100_000:
+            self._rates.clear()
+        self._rates.update(taken.rates)
 
     def note_refused(self, error: EnvelopeError, now: int) -> None:
         """Keep that a message was refused before it was read."""
@@ -138,14 +181,20 @@ class Receipt:
     # ---- one transaction
 
     def _accept(
-        self, connection: Connection, messages: Sequence[bytes], opened: Sequence[Batch | EnvelopeError], now: int
+        self,
+        connection: Connection,
+        messages: Sequence[bytes],
+        opened: Sequence[Batch | EnvelopeError],
+        now: int,
+        *,
+        one_by_one: bool = False,
     ) -> _Taken:
         taken = _Taken({index: item for index, item in enumerate(opened) if isinstance(item, EnvelopeError)})
         waiting = {index: item for index, item in enumerate(opened) if isinstance(item, Batch)}
         devices = registry.lock_devices(connection, {batch.header.device_id for batch in waiting.values()})
         while waiting:
             turn = _one_a_device(waiting)
-            self._accept_turn(connection, turn, devices, now, taken)
+            self._accept_turn(connection, turn, devices, now, taken, one_by_one=one_by_one)
             waiting = {index: batch for index, batch in waiting.items() if index not in turn}
         receipts.add_refused(connection, self._refusals(messages, opened, taken, now))
         receipts.add_alarms(connection, taken.alarms)
@@ -160,16 +209,21 @@ class Receipt:
             if not isinstance(error, EnvelopeError) or error.cause == "too_fast":
                 continue
             if isinstance(opened[index], EnvelopeError):
-                self._noted[now // _MINUTE_MS] += 1
-                if self._noted[now // _MINUTE_MS] > NOTED_A_MINUTE:
+                taken.noted += 1
+                if self._noted[now // _MINUTE_MS] + taken.noted > NOTED_A_MINUTE:
                     continue
             found.append(_refusal(messages[index], error, opened[index], now))
-        if len(self._noted) > 2:
-            self._noted = Counter({now // _MINUTE_MS: self._noted[now // _MINUTE_MS]})
         return found
 
     def _accept_turn(
-        self, connection: Connection, turn: dict[int, Batch], devices: dict[str, Device], now: int, taken: _Taken
+        self,
+        connection: Connection,
+        turn: dict[int, Batch],
+        devices: dict[str, Device],
+        now: int,
+        taken: _Taken,
+        *,
+        one_by_one: bool,
     ) -> None:
         """At most one message of each device; what becomes of them goes into `taken`."""
         accepted: dict[int, Continuation] = {}
@@ -179,8 +233,9 @@ class Receipt:
                 accepted[index] = _continuation(connection, batch, streams.get(_key(batch)), now, taken.alarms)
             except EnvelopeError as error:
                 taken.outcomes[index] = error
-        taps, unreadable = self._new_taps(accepted, devices, now)
-        given = self.application.apply(connection, taps, now)
+        taps, unreadable = self._new_taps(accepted, devices, now, taken.rates)
+        apply = self.application.apply_one_by_one if one_by_one else self.application.apply
+        given = apply(connection, taps, now)
         taken.seen += [(tap.event, given[tap.event.tap_id]) for tap in taps]
         given.update(application.quarantine(connection, unreadable, self.application.tariff, now))
         _store(connection, accepted, given, now)
@@ -188,7 +243,7 @@ class Receipt:
             taken.outcomes[index] = self._answer(connection, continuation, given, now)
 
     def _new_taps(
-        self, accepted: dict[int, Continuation], devices: dict[str, Device], now: int
+        self, accepted: dict[int, Continuation], devices: dict[str, Device], now: int, rates: Counter[tuple[str, str, int]]
     ) -> tuple[list[ReceivedTap], list[application.Unreadable]]:
         taps: list[ReceivedTap] = []
         unreadable: list[application.Unreadable] = []
@@ -202,11 +257,13 @@ class Receipt:
                 except TapFormatError as error:
                     unreadable.append(application.Unreadable(header.device_id, header.epoch_hex, sequence, str(error)))
                 else:
-                    aside = self._set_aside(event, device, limits, now)
+                    aside = self._set_aside(event, device, limits, now, rates)
                     taps.append(ReceivedTap(event, device.operator_id, limits, aside, device.is_corrected))
         return taps, unreadable
 
-    def _set_aside(self, event: TapEvent, device: Device, limits: DeviceLimits | None, now: int) -> Rejected | None:
+    def _set_aside(
+        self, event: TapEvent, device: Device, limits: DeviceLimits | None, now: int, rates: Counter[tuple[str, str, int]]
+    ) -> Rejected | None:
         """Why a tap is set aside because of who sent it: the device was revoked, or reports more than it may."""
         if device.revoked_at is not None and device.revoked_at <= now:
             return Rejected("revoked_device", f"{device.device_id} was revoked at {device.revoked_at} ms, before this came in")
@@ -216,11 +273,9 @@ class Receipt:
             if most is None:
                 continue
             key = (device.device_id, name, event.event_time_ms // length)
-            self._rates[key] += 1
-            if self._rates[key] > most:
+            rates[key] += 1
+            if self._rates[key] + rates[key] > most:
                 return Rejected("too_many_taps", f"{device.device_id} reports more than {most} taps a {name}")
-        if len(self._rates) > 100_000:
-            self._rates.clear()
         return None
 
     def _answer(

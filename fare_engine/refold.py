@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from fare_engine import booking, late
 from fare_engine.booking import Movement, Record
-from fare_engine.facts import Fact, Tap
+from fare_engine.facts import Fact, Tap, order_key
 from fare_engine.ledger import transaction_id
 from fare_engine.pricing.fold import Folded
 from fare_engine.pricing.lines import Line, began, line_id
@@ -56,6 +56,13 @@ class Refolded:
     folded: dict[str, Folded] = field(default_factory=dict)
     balances: dict[str, int] = field(default_factory=dict)
     charged: int = 0
+
+    def add(self, later: Refolded) -> None:
+        """What became of some of them after that."""
+        self.folded |= later.folded
+        self.charged += later.charged
+        for account_id, change in later.balances.items():
+            self.balances[account_id] = self.balances.get(account_id, 0) + change
 
 
 class Refolder:
@@ -108,16 +115,32 @@ class Refolder:
         _add(traveller.record, change)
         result = self._fold(traveller, change, now)
         account = traveller.account_id
-        if result is not None and change.asking and account in left and booking.charge(result[1]) > left[account]:
-            traveller.record = booking.decode(before)
-            change.turned_away = change.asking
-            change.refused += [fact for fact in change.facts if fact.fact_id in change.asking and isinstance(fact, Tap)]
-            change.facts = [fact for fact in change.facts if fact.fact_id not in change.asking]
-            _add(traveller.record, change)
-            result = self._fold(traveller, change, now)
-        if result is not None and account in left:
+        if account not in left:
+            return result
+        if result is not None and change.asking and booking.charge(result[1]) > left[account]:
+            result = self._ask_one_by_one(traveller, before, change, now, left[account])
+        if result is not None:
             left[account] -= booking.charge(result[1])
         return result
+
+    def _ask_one_by_one(
+        self, traveller: Traveller, before: bytes, change: Change, now: int, left: int
+    ) -> tuple[Folded, list[Movement]] | None:
+        """Let in who asks in the order of the taps, as long as what is left is enough for all up to him."""
+        asking = sorted((fact for fact in change.facts if fact.fact_id in change.asking), key=order_key)
+        change.facts = [fact for fact in change.facts if fact.fact_id not in change.asking]
+        for fact in asking:
+            traveller.record = booking.decode(before)
+            change.facts.append(fact)
+            _add(traveller.record, change)
+            result = self._fold(traveller, change, now)
+            if result is not None and booking.charge(result[1]) > left:
+                change.facts.pop()
+                change.turned_away.add(fact.fact_id)
+                change.refused += [fact] if isinstance(fact, Tap) else []
+        traveller.record = booking.decode(before)
+        _add(traveller.record, change)
+        return self._fold(traveller, change, now)
 
     def _fold(self, traveller: Traveller, change: Change, now: int) -> tuple[Folded, list[Movement]] | None:
         """The fold and what it moves; None where it failed, with the record as it was but for its facts."""
@@ -145,7 +168,8 @@ class Refolder:
         for waiver in late.waivers(self.tariff, movements, traveller.account_id, waived, now):
             waived[waiver.service_date] = waived.get(waiver.service_date, 0) + waiver.amount
             made_by = "/".join(sorted(movement.transaction_id for movement in movements))
-            waiver_id = transaction_id(traveller.traveller_id, f"waiver/{waiver.service_date}/{made_by}", 0)
+            cause = f"waiver/{waiver.service_date}/{waiver.account_id}/{made_by}"
+            waiver_id = transaction_id(traveller.traveller_id, cause, 0)
             entries.waive(waiver_id, waiver.account_id, waiver.bearer, waiver.amount, waiver.service_date)
 
     def _has_drifted(self, connection: Connection, traveller: Traveller, now: int) -> bool:

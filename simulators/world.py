@@ -25,7 +25,7 @@ from fare_engine.application import Application
 from fare_engine.booking import Record
 from fare_engine.errors import EnvelopeError, MottheError
 from fare_engine.ids import DeviceId, RouteId, StopId
-from fare_engine.jobs import run_turn
+from fare_engine.jobs import Jobs
 from fare_engine.pricing.state import NEVER
 from fare_engine.receipt import Receipt
 from fare_engine.service.problems import body_of, status_of
@@ -58,8 +58,8 @@ class ViolationError(MottheError):
     """A promise was broken, or something raised that must not."""
 
 
-class ProcessKilledError(MottheError):
-    """An API process ended in the middle of what it did."""
+class ProcessKilledError(BaseException):
+    """An API process ended in the middle of what it did: nothing in it can catch that."""
 
 
 class PowerCutError(MottheError):
@@ -646,7 +646,7 @@ class World:
             return
         process.at_work = True
         try:
-            done = run_turn(process.database, process.application, self.now)
+            done = Jobs(process.database, process.application).run_turn(self.now)
         except ProcessKilledError as killed:
             self._process_died(process, f"{killed} at its jobs", [])
             return
@@ -715,7 +715,7 @@ class World:
         process = self.service.any
         for _ in range(days):
             self.now += DAY
-            while run_turn(process.database, process.application, self.now):
+            while Jobs(process.database, process.application).run_turn(self.now):
                 pass
 
     def close(self) -> None:

@@ -185,17 +185,16 @@ def _mended(leg: Leg, traveller: Traveller, names: Names) -> str:
 def log_in(request: Request, name: Annotated[str, Form(max_length=40)], secret: Annotated[str, Form(max_length=64)]) -> Response:
     """Card number and PIN. After five wrong ones in a quarter of an hour nothing more is tried."""
     service = get_service(request)
-    subject = stored_card_number(service.server_key, name)
-    now = service.clock()
-    with service.database.write() as connection:
-        if registry.is_locked(connection, f"card:{subject}", now):
-            return _login(request, name, "locked")
-        account = travellers.find_account_by_card(connection, subject)
-        expected = issued_pin(service.server_key, name)
-        right = account is not None and secrets.compare_digest(expected.encode(), secret.strip().encode())
-        registry.note_attempt(connection, f"card:{subject}", now, succeeded=right)
-    if not right or account is None:
+    number = stored_card_number(service.server_key, name)
+    subject = f"card:{number}"
+    if not service.database.transact(lambda connection: registry.begin_attempt(connection, subject, service.clock())):
+        return _login(request, name, "locked")
+    with service.database.read() as connection:
+        account = travellers.find_account_by_card(connection, number)
+    expected = issued_pin(service.server_key, name)
+    if account is None or not secrets.compare_digest(expected.encode(), secret.strip().encode()):
         return _login(request, name, "card_wrong")
+    service.database.transact(lambda connection: registry.forget_attempts(connection, subject))
     request.session["account"] = account.account_id
     return RedirectResponse("/card", status_code=303)
 

@@ -109,11 +109,15 @@ def create_app(service: Service, routers: tuple[APIRouter, ...] = ()) -> FastAPI
 async def _work(service: Service) -> None:
     """Let time pass for travellers for whom something is due, and try failed folds again, a part at a time so that no tap
     waits long."""
+    turns = jobs.Jobs(service.database, service.application)
     while True:
         try:
-            done = jobs.run_turn(service.database, service.application, service.clock())
+            done = turns.run_turn(service.clock())
         except SQLAlchemyError as error:  # the database is away or busy for long; the next turn tries again
             logger.warning("the worker's turn failed: %s", error)
+            done = 0
+        except Exception:  # what it was must be mended, but time goes on for everybody else
+            logger.exception("the worker's turn failed")
             done = 0
         await asyncio.sleep(0.01 if done else WORKER_SECONDS)
 
@@ -123,9 +127,11 @@ async def _ask(service: Service) -> None:
     changed = asyncio.Event()
     service.signals.listen(PUBLISHED, lambda _: changed.set())
     while True:
-        with suppress(SQLAlchemyError):
+        try:
             if service.receipt.published.refresh():
                 service.receipt.published.wake()
+        except Exception as error:
+            logger.warning("what is newest could not be asked: %s", error)
         with suppress(TimeoutError):
             await asyncio.wait_for(changed.wait(), ASK_SECONDS)
         changed.clear()

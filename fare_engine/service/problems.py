@@ -16,6 +16,7 @@ STATUS = {
     "gap": 409,
     "forked_chain": 409,
     "overloaded": 429,
+    "too_slow": 408,
     "too_fast": 429,
     "unavailable": 503,
 }
@@ -33,6 +34,7 @@ TITLES = {
     "revoked_device": "The device is revoked",
     "gap": "Taps before this message are missing",
     "forked_chain": "Another story is held of these taps",
+    "too_slow": "The message did not come in whole in time",
     "overloaded": "Too much is waiting; come back later",
     "too_fast": "The device sends more than it may; come back later",
     "unavailable": "The message could not be stored; come back later",

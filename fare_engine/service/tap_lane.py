@@ -33,7 +33,9 @@ MAX_WAITING = 2000
 MAX_BACKLOGS = 100
 """Backlogs that wait."""
 MAX_BYTES = 64 << 20
-"""Bytes of all messages that are being read or wait."""
+"""Bytes of all messages that are being read or wait, as they have come in; live messages are always read."""
+BODY_SECONDS = 30
+"""A message that takes longer to come in is given up: its sender has it and sends it again."""
 LIVE_BYTES = 4096
 """A message up to this long is live: twenty taps or fewer."""
 MAX_GROUP = 64
@@ -96,14 +98,10 @@ class TapLane:
             await _respond(send, status_of(error), body_of(error), [(b"allow", b"POST")], MEDIA_TYPE)
             return
         started = time.perf_counter_ns()
-        announced = _announced_length(scope)
-        self._bytes += announced
         try:
-            outcome = await self._take(receive, announced)
+            outcome = await self._take(receive)
         except ConnectionResetError:
             return
-        finally:
-            self._bytes -= announced
         self.figures.latencies.append((time.perf_counter_ns() - started) // 1000)
         if isinstance(outcome, EnvelopeError):
             await self._refuse(send, outcome)
@@ -112,18 +110,43 @@ class TapLane:
         self.figures.taps += len(outcome.answers)
         await _respond(send, 200, answers.encode(outcome), [])
 
-    async def _take(self, receive: Receive, announced: int) -> BatchAnswer | EnvelopeError:
-        if self._bytes > MAX_BYTES and self._bytes > announced:
-            return EnvelopeError("overloaded", f"{self._bytes} bytes wait already")
-        message = await _body(receive)
-        if message is not None:
-            return await self.submit(message)
-        error = EnvelopeError("too_large", f"more than {MAX_MESSAGE_BYTES} bytes")
+    async def _take(self, receive: Receive) -> BatchAnswer | EnvelopeError:
+        message = bytearray()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                await self._read(receive, message)
+            return await self.submit(bytes(message))
+        except TimeoutError:
+            return EnvelopeError("too_slow", f"{len(message)} bytes of the message came in within {BODY_SECONDS} s")
+        except EnvelopeError as error:
+            if error.cause == "too_large":
+                self._note(error)
+            return error
+        finally:
+            self._bytes -= len(message)
+
+    async def _read(self, receive: Receive, message: bytearray) -> None:
+        """The request's body into `message`. EnvelopeError as soon as it is larger than any message may be, or too much waits;
+        ConnectionResetError if it broke off."""
+        more = True
+        while more:
+            event = await receive()
+            if event["type"] == "http.disconnect":
+                raise ConnectionResetError
+            part: bytes = event.get("body", b"")
+            message += part
+            self._bytes += len(part)
+            if len(message) > MAX_MESSAGE_BYTES:
+                raise EnvelopeError("too_large", f"more than {MAX_MESSAGE_BYTES} bytes")
+            if self._bytes > MAX_BYTES and len(message) > LIVE_BYTES:
+                raise EnvelopeError("overloaded", f"{self._bytes} bytes wait already")
+            more = event.get("more_body", False)
+
+    def _note(self, error: EnvelopeError) -> None:
         try:
             self.receipt.note_refused(error, self.clock())
         except SQLAlchemyError:
             logger.exception("a refusal could not be noted")
-        return error
 
     async def _refuse(self, send: Send, error: EnvelopeError) -> None:
         self.figures.refused += 1
@@ -178,32 +201,6 @@ class TapLane:
         for (_, future), outcome in zip(group, outcomes, strict=True):
             if not future.done():
                 future.set_result(outcome)
-
-
-def _announced_length(scope: Scope) -> int:
-    """The length that a request's header announces; of one that announces none, as much as may come."""
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            return min(int(value), MAX_MESSAGE_BYTES)
-    return MAX_MESSAGE_BYTES
-
-
-async def _body(receive: Receive) -> bytes | None:
-    """The request's body; None as soon as it is larger than any message may be. ConnectionResetError if it broke off."""
-    parts: list[bytes] = []
-    size = 0
-    more = True
-    while more:
-        event = await receive()
-        if event["type"] == "http.disconnect":
-            raise ConnectionResetError
-        part: bytes = event.get("body", b"")
-        size += len(part)
-        if size > MAX_MESSAGE_BYTES:
-            return None
-        parts.append(part)
-        more = event.get("more_body", False)
-    return b"".join(parts)
 
 
 async def _respond(

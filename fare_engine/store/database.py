@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import stamina
 from sqlalchemy import Connection, Engine, create_engine, event, inspect
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from fare_engine.at_rest import Cipher
 from fare_engine.store import migrate
@@ -24,6 +25,8 @@ BUSY_MS = 30_000
 ATTEMPTS = 8
 CONFLICTS = frozenset({"40001", "40P01", "23505", "55P03"})
 """SQLSTATE of a serialisation failure, a deadlock, a key that another process inserted first, and a lock not available."""
+AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
+"""The database could not be asked: whatever it was asked, nothing is wrong with that."""
 FREEZE_LOCK = 0x6D6F7474
 STATEMENT_MS = 20_000
 """On PostgreSQL nothing of the service may run longer: a stuck statement would hold its locks."""
@@ -64,16 +67,19 @@ class Database:
         """A transaction that may write; committed at the end, rolled back when an exception leaves it.
 
         With `alone` it waits until no other writer is at work, and keeps them out: the freeze of a date."""
-        with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
+        afterwards: list[Callable[[], None]] = []
+        with self.engine.connect().execution_options(writes=True, afterwards=afterwards) as connection, connection.begin():
             if not self.is_sqlite:
                 name = "pg_advisory_xact_lock" if alone else "pg_advisory_xact_lock_shared"
                 connection.exec_driver_sql(f"SELECT {name}({FREEZE_LOCK})")
             yield connection
+        for remember in afterwards:
+            remember()
 
     def transact(self, work: Callable[[Connection], Result], *, alone: bool = False) -> Result:
         """Do `work` in one transaction, and again from its beginning if another process was in the way.
 
-        `work` must leave nothing behind outside the database but its result."""
+        `work` must leave nothing behind outside the database but its result, and what it asks for `after_commit`."""
         for attempt in stamina.retry_context(
             on=_is_conflict, attempts=ATTEMPTS, timeout=10, wait_initial=0.002, wait_max=0.2, wait_jitter=0.01
         ):
@@ -97,6 +103,12 @@ def cipher_of(connection: Connection) -> Cipher:
     """What encrypts and opens messages and tokens of this database."""
     found: Cipher = connection.get_execution_options()["cipher"]
     return found
+
+
+def after_commit(connection: Connection, remember: Callable[[], None]) -> None:
+    """Do something in the process's memory once the writer's transaction has been committed, and only then."""
+    afterwards: list[Callable[[], None]] = connection.get_execution_options()["afterwards"]
+    afterwards.append(remember)
 
 
 def sqlite_url(path: Path) -> str:
@@ -132,4 +144,4 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-__all__ = ["Database", "Engine", "cipher_of", "sqlite_url"]
+__all__ = ["AWAY", "Database", "Engine", "after_commit", "cipher_of", "sqlite_url"]

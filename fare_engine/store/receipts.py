@@ -218,10 +218,11 @@ def all_batches(connection: Connection) -> Iterable[StoredBatch]:
         yield _stored(connection, row)
 
 
-def taps_of_device(connection: Connection, device_id: str) -> Iterator[TapEvent]:
-    """Every tap of a device that can be read, epoch by epoch."""
+def taps_of_device(connection: Connection, device_id: str, received_from: int) -> Iterator[TapEvent]:
+    """Every tap of a device that came in from then on and can be read, epoch by epoch."""
     table = schema.batches
-    rows = connection.execute(select(table).where(table.c.device_id == device_id).order_by(table.c.epoch, table.c.first_sequence))
+    mine = (table.c.device_id == device_id) & (table.c.received_at >= received_from)
+    rows = connection.execute(select(table).where(mine).order_by(table.c.epoch, table.c.first_sequence))
     for row in rows.all():
         stored = _stored(connection, row)
         message = reopen_message(stored.message)

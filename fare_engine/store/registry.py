@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, bindparam, exists, select, update
+from sqlalchemy import Connection, bindparam, delete, exists, select, text, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -56,6 +56,11 @@ class Correction:
     made_by: str
 
 
+_COUNT_ATTEMPT = text(
+    "INSERT INTO attempts (subject, failures, since) VALUES (:subject, 1, :now) ON CONFLICT (subject) DO UPDATE "
+    "SET failures = attempts.failures + 1, since = CASE WHEN attempts.failures >= :most THEN attempts.since ELSE :now END "
+    "RETURNING failures"
+)
 _devices = schema.devices
 _DEVICE = (_devices.c.device_id, _devices.c.operator_id, _devices.c.public_key, _devices.c.revoked_at, _devices.c.limits)
 _FIND_DEVICES = select(*_DEVICE).where(_devices.c.device_id.in_(bindparam("ids", expanding=True))).order_by(_devices.c.device_id)
@@ -298,13 +303,15 @@ def is_locked(connection: Connection, subject: str, now: int) -> bool:
     return row is not None and row.failures >= MAX_FAILURES and now - row.since < LOCK_MS
 
 
-def note_attempt(connection: Connection, subject: str, now: int, *, succeeded: bool) -> None:
-    """Count a failed login, or forget the failures after one that succeeded."""
+def begin_attempt(connection: Connection, subject: str, now: int) -> bool:
+    """Count a login of a subject before it is looked at, so that none of many at once goes uncounted; whether it may be tried.
+    One that succeeds is forgotten with those before it (`forget_attempts`)."""
     table = schema.attempts
-    row = connection.execute(select(table).where(table.c.subject == subject)).first()
-    if row is None:
-        if not succeeded:
-            connection.execute(table.insert(), {"subject": subject, "failures": 1, "since": now})
-        return
-    failures = 0 if succeeded else (row.failures + 1 if now - row.since < LOCK_MS else 1)
-    connection.execute(update(table).where(table.c.subject == subject).values(failures=failures, since=now))
+    connection.execute(delete(table).where(table.c.since <= now - LOCK_MS))
+    row = connection.execute(_COUNT_ATTEMPT, {"subject": subject, "now": now, "most": MAX_FAILURES}).one()
+    return bool(row.failures <= MAX_FAILURES)
+
+
+def forget_attempts(connection: Connection, subject: str) -> None:
+    """A login succeeded."""
+    connection.execute(delete(schema.attempts).where(schema.attempts.c.subject == subject))

@@ -186,7 +186,14 @@ tokens = Table(  # store.travellers: what is tapped, and whose it was first
     Column("account_id", String, nullable=False),
     Column("blocked_at", BigInteger),
     Column("terminal_token", LargeBinary),  # encrypted; needed to name the token to terminals in the deny list
+    Column("former_token_id", String),  # of the same medium, under the key of before
     Column("row_hash", LargeBinary),
+    Index(
+        "tokens_former",
+        "former_token_id",
+        sqlite_where=text("former_token_id IS NOT NULL"),
+        postgresql_where=text("former_token_id IS NOT NULL"),
+    ),
 )
 
 links = Table(  # store.travellers: whose a token is from an instant on, where that changed

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, Row, bindparam, select, update
 
 from fare_engine.booking import Record, decode, encode
@@ -13,6 +15,8 @@ from fare_engine.errors import NotFoundError
 from fare_engine.store import schema
 from fare_engine.store.database import cipher_of
 from fare_engine.store.hashes import hashed
+
+logger = logging.getLogger(__name__)
 
 CASH = "cash"
 """The account of every paper ticket: whoever runs the leg holds its money, so he owes it."""
@@ -48,6 +52,9 @@ class NewToken:
     traveller_id: str
     account_id: str
     terminal_token: bytes | None = None
+    former_token_id: str | None = None
+    """The token that the same medium had under the key of before."""
+    blocked_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +159,8 @@ def add_tokens(connection: Connection, tokens: Iterable[NewToken]) -> None:
             "token_id": token.token_id,
             "traveller_id": token.traveller_id,
             "account_id": token.account_id,
-            "blocked_at": None,
+            "blocked_at": token.blocked_at,
+            "former_token_id": token.former_token_id,
             "terminal_token": None
             if token.terminal_token is None
             else cipher.seal(token.terminal_token, _token_place(token.token_id)),
@@ -213,18 +221,38 @@ def _tokens_of(rows: Iterable[Row[Any]]) -> dict[str, Token]:
     return found
 
 
+def tokens_of_medium(connection: Connection, token_id: str) -> list[Token]:
+    """The tokens that one medium has had, one for each key of before and since. NotFoundError for an unknown token."""
+    found = {token_id}
+    while True:
+        same = _tokens.c.token_id.in_(found) | _tokens.c.former_token_id.in_(found)
+        rows = connection.execute(select(_tokens.c.token_id, _tokens.c.former_token_id).where(same)).all()
+        if not rows:
+            raise NotFoundError(f"no token {token_id}")
+        more = {name for row in rows for name in row if name is not None}
+        if more == found:
+            return list(find_tokens(connection, sorted(found)).values())
+        found = more
+
+
 def block_token(connection: Connection, token_id: str, at: int | None) -> None:
-    """A lost card: nothing that is tapped with it from now on is let through. None: it was found."""
-    row = connection.execute(select(_tokens).where(_tokens.c.token_id == token_id)).first()
-    if row is None:
-        raise NotFoundError(f"no token {token_id}")
-    (changed,) = hashed(_tokens, [{**row._mapping, "blocked_at": at}])
-    connection.execute(update(_tokens).where(_tokens.c.token_id == token_id).values(changed))
+    """A lost card: nothing that is tapped with it from now on is let through, under whatever key. None: it was found."""
+    names = [token.token_id for token in tokens_of_medium(connection, token_id)]
+    rows = connection.execute(select(_tokens).where(_tokens.c.token_id.in_(names)))
+    for changed in hashed(_tokens, [{**row._mapping, "blocked_at": at} for row in rows]):
+        connection.execute(update(_tokens).where(_tokens.c.token_id == changed["token_id"]).values(changed))
 
 
 def get_travellers(connection: Connection, traveller_ids: Collection[str]) -> dict[str, Traveller]:
-    """Some travellers, locked in the order of their ids where the database locks rows."""
-    return {row.traveller_id: _traveller(row) for row in connection.execute(_GET_TRAVELLERS, {"ids": sorted(traveller_ids)})}
+    """Some travellers, locked in the order of their ids where the database locks rows. One whose record cannot be read is
+    left out: `motthe taps verify` names its row."""
+    found = {}
+    for row in connection.execute(_GET_TRAVELLERS, {"ids": sorted(traveller_ids)}):
+        try:
+            found[row.traveller_id] = _traveller(row)
+        except msgspec.DecodeError:
+            logger.exception("the record of traveller %s cannot be read", row.traveller_id)
+    return found
 
 
 def find_traveller(connection: Connection, traveller_id: str) -> Traveller | None:
@@ -234,19 +262,21 @@ def find_traveller(connection: Connection, traveller_id: str) -> Traveller | Non
 
 
 def list_due(connection: Connection, as_of: int, most: int) -> list[str]:
-    """Travellers for whom something happens before `as_of` without a tap."""
+    """Travellers for whom something happens before `as_of` without a tap; not those whose last fold failed (`list_dirty`)."""
     table = schema.travellers
+    due = (table.c.next_due < as_of) & table.c.dirty_since.is_(None)
     rows = connection.execute(
-        select(table.c.traveller_id).where(table.c.next_due < as_of).order_by(table.c.next_due, table.c.traveller_id).limit(most)
+        select(table.c.traveller_id).where(due).order_by(table.c.next_due, table.c.traveller_id).limit(most)
     )
     return [row.traveller_id for row in rows]
 
 
-def list_dirty(connection: Connection, most: int) -> list[str]:
-    """Travellers whose last fold failed and is to be tried again; not those whose lines drifted, who wait for a decision."""
+def list_dirty(connection: Connection, after: str, most: int) -> list[str]:
+    """Travellers whose last fold failed and is to be tried again, by id, from the next after one; not those whose lines
+    drifted, who wait for a decision."""
     table = schema.travellers
-    waiting = table.c.dirty_since.is_not(None) & (table.c.dirty_reason != "drift")
-    rows = connection.execute(select(table.c.traveller_id).where(waiting).order_by(table.c.dirty_since).limit(most))
+    waiting = table.c.dirty_since.is_not(None) & (table.c.dirty_reason != "drift") & (table.c.traveller_id > after)
+    rows = connection.execute(select(table.c.traveller_id).where(waiting).order_by(table.c.traveller_id).limit(most))
     return [row.traveller_id for row in rows]
 
 

@@ -34,7 +34,7 @@ class Process(threading.Thread):
                     return
                 for deed in sequence:
                     deed(self.world)
-                jobs.run_turn(self.world.database, self.world.application, NOW)
+                jobs.Jobs(self.world.database, self.world.application).run_turn(NOW)
         except Exception as error:
             self.error = error
 

@@ -223,7 +223,7 @@ def test_a_claim_that_the_next_tap_confirms_is_taken_at_once(desk: Desk) -> None
 
 def replace_completes(desk: Desk) -> Desk:
     """The same store under a tariff that completes nothing by itself."""
-    desk.application._lacking = lambda folded: []  # type: ignore[method-assign]
+    desk.application.mender._ways = lambda leg: ()  # type: ignore[method-assign]
     return desk
 
 

@@ -18,7 +18,7 @@ from fare_engine.ids import RouteId, StopId
 from fare_engine.pricing.fold import Folded
 from fare_engine.pricing.state import State
 from fare_engine.receipt import NOTED_A_MINUTE
-from fare_engine.store import receipts, registry
+from fare_engine.store import receipts, registry, travellers
 from fare_engine.tap_format import MAX_MESSAGE_BYTES, Decision, Outcome, Predecessor, TapKind, TapPlace, reopen_message, seal
 from fare_engine.tariff.compile import CompiledTariff
 from fare_engine.tokens import stored_token
@@ -747,14 +747,14 @@ def test_a_fault_in_one_travellers_fold_stays_there_and_is_made_good_later(
             ("anna", at("08:00"), "ZeroDivisionError")
         ]
         with desk.database.write() as connection:
-            assert desk.application.retry_dirty(connection, at("12:01")) == 1
+            assert desk.application.retry(connection, travellers.list_dirty(connection, "", 9), at("12:01")) == 0
         assert desk.balance("anna") == 0
         bus.board("08:30", "anna")
         assert desk.tapped(bus).provisional
     assert "fold of a traveller failed" in caplog.text
     with desk.database.write() as connection:
-        assert desk.application.retry_dirty(connection, at("12:02")) == 1
-        assert desk.application.retry_dirty(connection, at("12:03")) == 0
+        assert desk.application.retry(connection, travellers.list_dirty(connection, "", 9), at("12:02")) == 1
+        assert travellers.list_dirty(connection, "", 9) == []
     assert desk.balance("anna") == -2 * BUS_FARE
     assert desk.rows("select count(*) from travellers where dirty_since is not null") == [(0,)]
     desk.check_books()

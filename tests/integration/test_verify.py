@@ -24,7 +24,7 @@ from clearing import tap_commands
 from clearing.close import close_through, verify
 from clearing.commands import agreements_of, end_of
 from clearing.tap_commands import verify_opened
-from fare_engine import jobs, ledger, linking, publishing
+from fare_engine import ledger, linking, publishing
 from fare_engine.commands import Opened
 from fare_engine.publications import TerminalRules
 from fare_engine.store import books, receipts, registry, travellers
@@ -105,7 +105,7 @@ def equip_more(desk: Desk) -> None:
         registry.add_user(connection, "hurc1", "OP-HURC1", "password")
         registry.add_code(connection, "00" * 32, "bus-9", "OP-FUTA", None, at("23:00"))
         registry.save_settings(connection, {"tariff": "tariffs/hcmc", "adopt": ",".join(ADOPTED)})
-        registry.note_attempt(connection, "card/1", at("08:00"), succeeded=False)
+        registry.begin_attempt(connection, "card/1", at("08:00"))
         travellers.add_accounts(connection, [Account("family", "postpaid", 0, "ab" * 16, "4321")])
 
 
@@ -153,7 +153,7 @@ def decide(desk: Desk, data: Path) -> None:
         travellers.add_accounts(connection, [Account("late comer", "postpaid", 0)])
         travellers.add_tokens(connection, [NewToken(token_id("late comer"), "chi", "chi", terminal_token("late comer"))])
         waiting = receipts.find_waiting(connection, [f"token:{token_id('late comer')}"])
-        assert jobs.release_events(connection, desk.application, waiting, at("10:08")) == 1
+        assert desk.application.release(connection, waiting, at("10:08")) == 1
         linking.link_token(connection, desk.application, token_id("rider 3"), "rider 4", at("08:30"), at("10:09"), "somebody")
         publishing.block(connection, token_id("rider 9"), at("10:10"), "lost")
         publishing.confirm(connection, at("10:11"))

@@ -13,9 +13,10 @@ import msgspec
 import pytest
 
 from fare_engine import booking
-from fare_engine.application import Application, completion
+from fare_engine.application import Application
 from fare_engine.facts import Completion, Purchase, in_order
 from fare_engine.linking import change_payer, link_token, open_traveller
+from fare_engine.mending import completion
 from fare_engine.pricing.lines import line_id
 from fare_engine.receipt import Receipt
 from fare_engine.service_day import DAY_MS, MINUTE_MS
@@ -127,7 +128,7 @@ def _ride(chance: random.Random, token: str, epoch: int, instant: int) -> Iterat
         found.append(_messages(leave))
     if chance.random() < 0.4:
         leg_id = f"gate-1/{entry.epoch.hex()}/1"
-        fact = completion(leg_id, end, instant + 20 * MINUTE_MS, chance.choice(("claim", "next_tap", "habit")), NOW)
+        fact = completion(leg_id, end, instant + 20 * MINUTE_MS, "claim", NOW)
         found[0].append(_complete(fact))
     yield from found
 

@@ -132,7 +132,16 @@ def upgrade() -> None:
     op.add_column("refused_messages", sa.Column("device_id", sa.String(), nullable=True))
     op.add_column("refused_messages", sa.Column("row_hash", sa.LargeBinary(), nullable=True))
     op.add_column("tokens", sa.Column("terminal_token", sa.LargeBinary(), nullable=True))
+    op.add_column("tokens", sa.Column("former_token_id", sa.String(), nullable=True))
     op.add_column("tokens", sa.Column("row_hash", sa.LargeBinary(), nullable=True))
+    op.create_index(
+        "tokens_former",
+        "tokens",
+        ["former_token_id"],
+        unique=False,
+        sqlite_where=sa.text("former_token_id IS NOT NULL"),
+        postgresql_where=sa.text("former_token_id IS NOT NULL"),
+    )
     op.add_column("travellers", sa.Column("row_hash", sa.LargeBinary(), nullable=True))
     op.create_index(
         "travellers_account",
