@@ -7,11 +7,14 @@ import logging
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from starlette.testclient import TestClient
@@ -277,6 +280,24 @@ def test_every_dependency_is_locked_to_its_hash_and_installed_by_it() -> None:
     installs = [line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if "-r requirements" in line]
     assert installs
     assert all("--require-hashes --only-binary :all:" in line for line in installs)
+
+
+def test_the_bill_of_materials_names_what_is_installed_with_its_hashes(tmp_path: Path) -> None:
+    (recipe,) = re.findall(r"^sbom:.*\n\t\$\(BIN\)/(.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    command = recipe.replace("sbom.json", str(tmp_path / "sbom.json")).split()
+    subprocess.run([Path(sys.executable).parent / command[0], *command[1:]], cwd=ROOT, check=True, capture_output=True)
+    locked = (ROOT / "requirements.lock").read_text(encoding="utf-8").replace("\\\n", " ")
+    packages = dict(re.findall(r"^([a-z0-9._-]+)(?:\[[^]]*\])?==([^ ]+)", locked, re.MULTILINE))
+    hashes = set(re.findall(r"--hash=sha256:([0-9a-f]{64})", locked))
+    bill = msgspec.json.decode((tmp_path / "sbom.json").read_bytes())
+    assert {part["name"]: part["version"] for part in bill["components"]} == packages
+    named = [digest["content"] for part in bill["components"] for digest in _hashes(part)]
+    assert set(named) == hashes
+
+
+def _hashes(part: dict[str, Any]) -> list[dict[str, str]]:
+    sources = part.get("externalReferences", [])
+    return [digest for source in (part, *sources) for digest in source.get("hashes", [])]
 
 
 # ---- the handbook
