@@ -89,12 +89,19 @@ class Application:
     # ---- taps
 
     def apply(
-        self, connection: Connection, taps: Sequence[ReceivedTap], now: int, *, released: bool = False
+        self,
+        connection: Connection,
+        taps: Sequence[ReceivedTap],
+        now: int,
+        *,
+        released: bool = False,
+        beside: Sequence[ReceivedTap] = (),
     ) -> dict[FactId, TapAnswer]:
         """Apply taps that are new in their streams; the answer of each by tap id. Part of the caller's transaction.
 
-        With `released` they are taps that come out of the quarantine because somebody decided so."""
-        group = _Group(self, connection, taps, now, released=released)
+        With `released` they are taps that come out of the quarantine because somebody decided so. `beside` are taps of the
+        same transaction that are not stored yet and may be spoken of."""
+        group = _Group(self, connection, taps, now, released=released, beside=beside)
         answers = group.apply()
         if group.opened:
             awaited = [f"token:{token_id}" for token_id in sorted(group.opened)]
@@ -108,17 +115,19 @@ class Application:
         for tap in taps:
             try:
                 with connection.begin_nested():
-                    answers.update(self.apply(connection, [tap], now))
+                    answers.update(self.apply(connection, [tap], now, beside=taps))
             except AWAY:
                 raise
             except Exception as error:
                 logger.exception("tap %s could not be applied", tap.event.tap_id)
                 failed = replace(tap, set_aside=Rejected("internal_error", repr(error)[:500]))
-                answers.update(self.apply(connection, [failed], now))
+                answers.update(self.apply(connection, [failed], now, beside=taps))
         return answers
 
     def release(self, connection: Connection, events: Sequence[TapEvent], now: int) -> int:
         """Take taps out of the quarantine that can be used; how many could."""
+        if not events:
+            return 0
         devices = registry.lock_devices(connection, {event.device_id for event in events})
         taps = [ReceivedTap(event, devices[event.device_id].operator_id) for event in events]
         answers = self.apply(connection, taps, now, released=True)
@@ -225,7 +234,14 @@ class _Group:
     Locks are taken in one order, here as everywhere: devices (by receipt), then travellers, then accounts, each by id."""
 
     def __init__(
-        self, application: Application, connection: Connection, taps: Sequence[ReceivedTap], now: int, *, released: bool
+        self,
+        application: Application,
+        connection: Connection,
+        taps: Sequence[ReceivedTap],
+        now: int,
+        *,
+        released: bool,
+        beside: Sequence[ReceivedTap],
     ) -> None:
         self.application = application
         self.tariff = application.tariff
@@ -233,7 +249,7 @@ class _Group:
         self.taps = taps
         self.now = now
         self.released = released
-        self.in_group = {tap.event.tap_id: tap.event for tap in taps}
+        self.in_group = {tap.event.tap_id: tap.event for tap in (*beside, *taps)}
         self.answers: dict[FactId, TapAnswer] = {}
         self.rejected: list[tuple[TapEvent, Rejected]] = []
         self.changes: dict[str, Change] = defaultdict(Change)

@@ -111,7 +111,8 @@ def test_what_nobody_thought_of_sets_one_tap_aside_until_it_is_mended(
     bus, other = Stream("bus-1"), Stream("bus-2")
     bus.board("08:00", "anna")
     (bus if together else other).board("08:01", "binh")
-    bus.board("08:02", "chi")
+    bus.outcome("08:03", bus.board("08:02", "chi"), Outcome.GATE_NOT_OPENED)
+    bus.board("08:04", "chi")
     with monkeypatch.context() as patched:
         patched.setattr(application, "impossible_pair", break_for_binh)
         found = desk.send(*[stream.new() for stream in (bus, other) if stream.taps])
