@@ -31,7 +31,7 @@ from fare_engine.pricing.state import NEVER
 from fare_engine.refold import DRIFT, Change, Refolded, Refolder
 from fare_engine.service_day import DAY_MS, to_date
 from fare_engine.store import books, receipts, registry, travellers
-from fare_engine.store.database import AWAY, after_commit
+from fare_engine.store.database import after_commit, is_away, is_conflict
 from fare_engine.store.receipts import QuarantinedTap
 from fare_engine.store.travellers import CASH, Account, Link, NewToken, Token, Traveller
 from fare_engine.tap_format import Decision, Outcome, TapEvent, TapKind, TapPlace
@@ -116,9 +116,9 @@ class Application:
             try:
                 with connection.begin_nested():
                     answers.update(self.apply(connection, [tap], now, beside=taps))
-            except AWAY:
-                raise
             except Exception as error:
+                if is_away(error) or is_conflict(error):
+                    raise
                 logger.exception("tap %s could not be applied", tap.event.tap_id)
                 failed = replace(tap, set_aside=Rejected("internal_error", repr(error)[:500]))
                 answers.update(self.apply(connection, [failed], now, beside=taps))

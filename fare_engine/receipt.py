@@ -26,7 +26,7 @@ from fare_engine.errors import EnvelopeError
 from fare_engine.gaps import find_gaps
 from fare_engine.ids import DeviceId, FactId, tap_id
 from fare_engine.store import deny, receipts, registry
-from fare_engine.store.database import AWAY, Database
+from fare_engine.store.database import Database, is_away
 from fare_engine.store.receipts import Alarm, Refusal, StoredBatch, Stream
 from fare_engine.store.registry import Device, DeviceKey
 from fare_engine.tap_format import Batch, TapEvent, TapFormatError, open_message, reopen_message
@@ -105,10 +105,8 @@ class Receipt:
             taken = self.database.transact(
                 lambda connection: self._accept(connection, messages, opened, now, one_by_one=one_by_one)
             )
-        except AWAY:
-            raise
-        except Exception:
-            if one_by_one:
+        except Exception as error:
+            if one_by_one or is_away(error):
                 raise
             logger.exception("a group of %d messages could not be applied at once", len(messages))
             if len(messages) == 1:

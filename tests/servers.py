@@ -14,8 +14,10 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import psycopg
 
 from tests.served import free_port
@@ -70,8 +72,15 @@ class Postgres:
     def kill(self) -> None:
         """kill -9 of the server and all its processes, as a machine that loses its power."""
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGKILL)
+        server = psutil.Process(self._process.pid)
+        server.suspend()  # so that it begins no more; each of its processes leads a group of its own
+        family = [server, *server.children(recursive=True)]
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.wait()
+        _, alive = psutil.wait_procs(family, timeout=30)  # one that lives still holds the shared memory, and nothing can start
+        assert alive == []
 
     def back_up(self) -> None:
         """Keep its files as they are; it must not run."""

@@ -6,7 +6,7 @@ import base64
 import binascii
 from typing import Annotated
 
-from fastapi import APIRouter, Body, HTTPException, Request
+from fastapi import APIRouter, Body, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from sqlalchemy import Connection
 
@@ -23,22 +23,30 @@ templates = environment()
 router = APIRouter()
 
 
+Rider = Annotated[int, Query(ge=1, le=99)]
+"""Which of the account's travellers: a family's parent may show one for each child."""
+
+
 @router.get("/card/qr", response_class=HTMLResponse)
-def show(request: Request) -> Response:
+def show(request: Request, rider: Rider = 1) -> Response:
     """The page with the rotating code."""
-    if account_of(request, get_service(request)) is None:
+    service = get_service(request)
+    account = account_of(request, service)
+    if account is None:
         return RedirectResponse("/card", status_code=303)
-    return page(request, templates, "qr.html", {})
+    with service.database.read() as connection:
+        number = len(travellers.travellers_of_account(connection, account.account_id))
+    return page(request, templates, "qr.html", {"rider": rider, "riders": range(1, number + 1)})
 
 
 @router.get("/card/qr/code", response_class=HTMLResponse)
-def code(request: Request) -> Response:
+def code(request: Request, rider: Rider = 1) -> Response:
     """The code of this moment as SVG."""
     service = get_service(request)
     account = account_of(request, service)
     if account is None:
         return HTMLResponse("", 403)
-    traveller = _opened(service, account)
+    traveller = _opened(service, account, rider)
     if traveller is None:
         return HTMLResponse(WORDS["no_journeys"][0 if language_of(request) == "vi" else 1], 404)
     drawn = draw(_desk(service).code(traveller.traveller_id, service.clock()), "svg", 6)
@@ -46,13 +54,13 @@ def code(request: Request) -> Response:
 
 
 @router.post("/v1/qr/tickets")
-def ticket(request: Request, holder_key: Annotated[str, Body(embed=True, max_length=100)]) -> JSONResponse:
+def ticket(request: Request, holder_key: Annotated[str, Body(embed=True, max_length=100)], rider: Rider = 1) -> JSONResponse:
     """A day's ticket for the phone that holds this key; it makes the codes itself, also without a connection."""
     service = get_service(request)
     account = account_of(request, service)
     if account is None:
         raise HTTPException(401, "log in with card number and PIN")
-    traveller = _opened(service, account)
+    traveller = _opened(service, account, rider)
     if traveller is None:
         raise HTTPException(404, "no traveller")
     now = service.clock()
@@ -67,11 +75,11 @@ def _desk(service: Service) -> QrDesk:
     return QrDesk(service.settings.data, service.server_key)
 
 
-def _opened(service: Service, account: Account) -> Traveller | None:
-    """The account's first traveller, whose QR token is known from now on."""
+def _opened(service: Service, account: Account, rider: int) -> Traveller | None:
+    """One of the account's travellers, whose QR token is known from now on; None where there are not so many."""
 
     def work(connection: Connection) -> Traveller | None:
-        found = next(iter(travellers.travellers_of_account(connection, account.account_id)), None)
+        found = next(iter(travellers.travellers_of_account(connection, account.account_id)[rider - 1 :]), None)
         if found is not None:
             _desk(service).open_token(connection, found)
         return found

@@ -69,6 +69,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "bearer_product": ("Vé đã mua", "Pass or book"),
     "bearer_products": ("Vé đã mua", "Passes and books"),
     "qr": ("Vé QR", "QR ticket"),
+    "qr_rider": ("Người đi", "Rider"),
+    "qr_riders": ("Những người đi cùng thẻ", "Riders of this card"),
     "qr_loading": ("Đang tạo mã…", "Making the code…"),
     "qr_help": (
         "Mã đổi sau mỗi 10 giây và chỉ dùng được một lần; ảnh chụp màn hình không có giá trị.",

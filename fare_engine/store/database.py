@@ -25,8 +25,6 @@ BUSY_MS = 30_000
 ATTEMPTS = 8
 CONFLICTS = frozenset({"40001", "40P01", "23505", "55P03"})
 """SQLSTATE of a serialisation failure, a deadlock, a key that another process inserted first, and a lock not available."""
-AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
-"""The database could not be asked: whatever it was asked, nothing is wrong with that."""
 FREEZE_LOCK = 0x6D6F7474
 STATEMENT_MS = 20_000
 """On PostgreSQL nothing of the service may run longer: a stuck statement would hold its locks."""
@@ -81,7 +79,7 @@ class Database:
 
         `work` must leave nothing behind outside the database but its result, and what it asks for `after_commit`."""
         for attempt in stamina.retry_context(
-            on=_is_conflict, attempts=ATTEMPTS, timeout=10, wait_initial=0.002, wait_max=0.2, wait_jitter=0.01
+            on=is_conflict, attempts=ATTEMPTS, timeout=10, wait_initial=0.002, wait_max=0.2, wait_jitter=0.01
         ):
             with attempt, self.write(alone=alone) as connection:
                 return work(connection)
@@ -116,7 +114,14 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
-def _is_conflict(error: Exception) -> bool:
+def is_away(error: Exception) -> bool:
+    """Whether the database could not be asked: whatever it was asked, nothing is wrong with that."""
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeoutError):
+        return True
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+def is_conflict(error: Exception) -> bool:
     """Whether another process was in the way, so that beginning again may help."""
     if not isinstance(error, DBAPIError):
         return False
@@ -144,4 +149,4 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-__all__ = ["AWAY", "Database", "Engine", "after_commit", "cipher_of", "sqlite_url"]
+__all__ = ["Database", "Engine", "after_commit", "cipher_of", "is_away", "is_conflict", "sqlite_url"]

@@ -15,6 +15,7 @@ from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from fare_engine import booking
+from fare_engine.linking import change_payer
 from fare_engine.pages import live, qr, rider
 from fare_engine.qr_desk import QrDesk
 from fare_engine.qr_tickets import present
@@ -70,7 +71,7 @@ def missing_exit(service: Service, card: str = "anna", *, confirmed: bool) -> st
         service.application.advance(connection, at("11:30"))
     if confirmed:
         other.enter("10:30", card, TAN_CANG)
-        service.application._lacking = lambda folded: []  # type: ignore[method-assign]  # nothing is completed by itself
+        service.application.mender._ways = lambda leg: ()  # type: ignore[method-assign]  # nothing is completed by itself
         service.receipt.accept_group([other.new()], at("11:31"))
     return f"gate-1/{gate.epoch.hex()}/1"
 
@@ -117,7 +118,7 @@ def test_the_page_s_code_is_believed_by_a_terminal_and_the_phone_s_ticket_too(cl
     assert client.get("/card/qr/code").status_code == 403
     assert client.post("/v1/qr/tickets", json={"holder_key": "x"}).status_code == 401
     log_in(client)
-    assert 'hx-get="/card/qr/code"' in client.get("/card/qr").text
+    assert 'hx-get="/card/qr/code?rider=1"' in client.get("/card/qr").text
     drawn = client.get("/card/qr/code")
     assert drawn.text.lstrip().startswith(("<svg", "<?xml"))
     assert drawn.headers["cache-control"] == "no-store"
@@ -129,3 +130,20 @@ def test_the_page_s_code_is_believed_by_a_terminal_and_the_phone_s_ticket_too(cl
     reader = QrReader(desk.issuers, at("06:00"))
     assert reader.read(present(ticket, phone, at("20:00")), TapKind.BOARD, at("20:00")).token == desk.token_of("anna")
     assert client.post("/v1/qr/tickets", json={"holder_key": "AAAA"}).status_code == 422
+
+
+def test_each_rider_of_a_family_s_card_has_a_ticket_of_his_own(client: TestClient, service: Service) -> None:
+    log_in(client)
+    assert "rider=2" not in client.get("/card/qr").text
+    assert client.get("/card/qr/code?rider=2").status_code == 404
+    today = service.tariff.service_day(at("20:00"))
+    with service.database.write() as connection:
+        change_payer(connection, service.application, "chi", "anna", today, at("20:00"))
+    assert "rider=2" in client.get("/card/qr").text
+    assert client.get("/card/qr/code?rider=2").status_code == 200
+    holder = base64.b64encode(bytes(32)).decode()
+    tickets = [client.post(f"/v1/qr/tickets?rider={number}", json={"holder_key": holder}) for number in (1, 2, 3)]
+    assert [answer.status_code for answer in tickets] == [200, 200, 404]
+    desk = QrDesk(service.settings.data, SERVER_KEY)
+    issued = [base64.b64decode(answer.json()["ticket"]) for answer in tickets[:2]]
+    assert [desk.token_of(name) in ticket for name, ticket in zip(("anna", "chi"), issued, strict=True)] == [True, True]
