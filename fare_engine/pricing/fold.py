@@ -107,10 +107,27 @@ class Fold:
     def add_line(self, leg: Leg, kind: LineKind, rule_id: str, amount: int, bearer: str = "rider", version_id: str = "") -> None:
         """A line of a leg: a bearer who is neither the rider nor the operators pays what he takes off.
 
-        `version_id` is given where another version than the leg's owns the rule."""
+        A fact that makes the same rule act on the same leg more than once makes one line of it all (`line_id`); none where that
+        comes to nothing. `version_id` is given where another version than the leg's owns the rule."""
         funded = 0 if bearer in ("rider", OPERATORS) else -amount
         version_id = version_id or leg.version_id
-        self.lines.append(Line(leg.leg_id, kind, rule_id, amount, bearer, funded, self.cause, version_id, leg.service_day))
+        line = Line(leg.leg_id, kind, rule_id, amount, bearer, funded, self.cause, version_id, leg.service_day)
+        for number in range(len(self.lines) - 1, -1, -1):
+            other = self.lines[number]
+            if other.cause != self.cause:
+                break
+            if other.leg_id == leg.leg_id and other.kind == kind and other.rule_id == rule_id:
+                self._add_to_line(number, line)
+                return
+        self.lines.append(line)
+
+    def _add_to_line(self, number: int, more: Line) -> None:
+        known = self.lines[number]
+        amount, funded = known.amount + more.amount, known.funded + more.funded
+        if amount or funded:
+            self.lines[number] = msgspec.structs.replace(known, amount=amount, funded=funded)
+        else:
+            del self.lines[number]
 
 
 def fold(

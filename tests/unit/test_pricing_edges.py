@@ -12,8 +12,10 @@ import pytest
 
 from fare_engine.facts import Given, Tap
 from fare_engine.money import format_amount, rounded_to
-from fare_engine.pricing.fold import Folded, fold
+from fare_engine.pricing.fold import Fold, Folded, fold
+from fare_engine.pricing.lines import Leg
 from fare_engine.pricing.periods import spent
+from fare_engine.pricing.state import State
 from fare_engine.service_day import to_date, to_day
 from fare_engine.tariff.compile import CompiledTariff
 from tests.builders import bill, costs, dedent, facts, little_tariff, priced, row, version
@@ -1540,3 +1542,21 @@ def test_an_amount_is_rounded_to_multiples_as_its_rule_says(exact: str, rounding
 )
 def test_riders_read_the_decimals_of_their_currency(amount: int, currency: str, language: str, digits: int, text: str) -> None:
     assert format_amount(amount, currency, language, digits) == text
+
+
+def test_what_one_fact_does_twice_to_a_leg_by_one_rule_is_one_line(hcmc_adopted: CompiledTariff) -> None:
+    work = Fold(hcmc_adopted, State())
+    leg = Leg("leg", "token", "emv", "adult", "bus", "1", None, None, None, 0, None, 20514, "proposal-2026-03", "complete")
+    work.cause = "first"
+    work.add_line(leg, "cap", "daily", -4, "operators")
+    work.add_line(leg, "cap", "other", -1, "operators")
+    work.add_line(leg, "cap", "daily", 3, "operators")
+    work.cause = "second"
+    work.add_line(leg, "cap", "daily", -2, "city")
+    work.add_line(leg, "cap", "other", -5, "city")
+    work.add_line(leg, "cap", "other", 5, "city")
+    assert [(line.cause, line.rule_id, line.amount, line.funded) for line in work.lines] == [
+        ("first", "daily", -1, 0),
+        ("first", "other", -1, 0),
+        ("second", "daily", -2, 2),
+    ]
