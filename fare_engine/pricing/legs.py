@@ -102,7 +102,7 @@ def settle(fold: Fold, leg: Leg, price: LegPrice | NoPrice, terms: Terms) -> Non
     if terms.rewards and complete:
         rewards.take(fold, leg, terms)
     left = leg.net
-    if left and (complete or terms.tap_rule.missing_counts_toward_caps):
+    if left and periods.counts(leg, terms):
         left = periods.count(fold, leg, left, terms)
     if (terms.rewards or terms.rebates) and complete:
         rewards.count(fold, leg, terms, left)

@@ -26,6 +26,11 @@ KEPT_MS = 2 * DAY_MS
 """Of windows that begin with a tap, likewise."""
 
 
+def counts(leg: Leg, terms: Terms) -> bool:
+    """Whether a leg counts for the limits of its periods: one without an exit or entry only where its tap rule says so."""
+    return leg.status == "complete" or terms.tap_rule.missing_counts_toward_caps
+
+
 def count(fold: Fold, leg: Leg, change: int, terms: Terms) -> int:
     """The leg's charge has changed by `change`: keep every cap's promise. What the rider is left to pay of the change."""
     day = leg.service_day

@@ -40,8 +40,11 @@ def take(fold: Fold, leg: Leg, terms: Terms) -> None:
 
 
 def change(fold: Fold, leg: Leg, amount: int, terms: Terms) -> None:
-    """The charge of a leg that is counted already has changed: keep the limits' promises, and count what is left."""
-    count_spending(fold, leg, terms, periods.count(fold, leg, amount, terms))
+    """The charge of a settled leg has changed: as far as it was counted, keep the limits' promises, and count what is left."""
+    if periods.counts(leg, terms):
+        amount = periods.count(fold, leg, amount, terms)
+    if leg.status == "complete":
+        count_spending(fold, leg, terms, amount)
 
 
 def count(fold: Fold, leg: Leg, terms: Terms, left: int) -> None:

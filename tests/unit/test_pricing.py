@@ -497,6 +497,14 @@ def test_a_missing_exit_counts_toward_caps_only_where_the_tap_rule_says_so(tmp_p
     assert costs(priced(tariff, day)) == ["missing_exit 9000", expected]
 
 
+def test_what_a_joint_ticket_takes_off_a_leg_that_no_cap_counts_is_not_counted_either(tmp_path: Path) -> None:
+    ends = {"from_networks": ("metro",), "to_networks": ("bus",)}
+    joint = row("joining_rules", rule_id="joint", window_minutes=120, window_from="entry", off_first=3000, **ends)
+    tariff = little_tariff(tmp_path, joint, DAY_CAP, metro='missing_joins = true\nclosed_by = "any_entry"\n')
+    found = costs(priced(tariff, "07:00 enter A\n07:30 board 10\n07:40 board 10\n07:50 board 10"))
+    assert found == ["missing_exit 6000", "complete 5000", "complete 5000", "complete 2000"]
+
+
 def test_the_counter_of_a_cap_goes_on_under_a_new_tariff_with_the_new_amount(tmp_path: Path) -> None:
     cap = {"period": "service_day", "rule_id": "day"}
     later = version("later", row("caps", amount=8000, **cap), valid_from=date(2026, 3, 3), service_day_start="00:00")
