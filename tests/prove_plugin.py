@@ -36,8 +36,21 @@ class Results:
 
     def pytest_sessionfinish(self) -> None:
         machine = {"python": platform.python_version(), "machine": platform.machine()}
-        text = json.dumps({"machine": machine, "proofs": self.found}, ensure_ascii=False, indent=2, sort_keys=True)
+        text = json.dumps({"machine": machine, "proofs": collapsed(self.found)}, ensure_ascii=False, indent=2, sort_keys=True)
         self.path.write_text(text + "\n", encoding="utf-8")
+
+
+def collapsed(found: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    """The results with one entry for all cases of a proof that passed and recorded no figures."""
+    cases: dict[str, list[str]] = {}
+    for name, result in found.items():
+        if result["outcome"] == "passed" and not result["figures"]:
+            cases.setdefault(name.partition("[")[0], []).append(name)
+    kept = {name: result for name, result in found.items() if name not in {one for names in cases.values() for one in names}}
+    for name, names in cases.items():
+        seconds = sum(float(str(found[one]["seconds"])) for one in names)
+        kept[name] = {"outcome": "passed", "cases": len(names), "seconds": round(seconds, 1)}
+    return kept
 
 
 def pytest_configure(config: pytest.Config) -> None:
