@@ -28,8 +28,9 @@ bench: $(VENV)/.dev
 
 lock: $(VENV)/.dev
 	$(BIN)/python -m pip install -q uv
-	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra build pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra build --extra dev pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-strip-extras --no-header --extra build pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-strip-extras --no-header --extra build --extra dev pyproject.toml -o requirements-dev.lock
+	$(BIN)/uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-strip-extras --no-header tests/frictionless.in -o tests/frictionless.lock
 
 sbom: $(VENV)/.dev
 	$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible -o sbom.json
@@ -46,6 +47,11 @@ $(VENV)/.run: requirements.lock pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
-$(VENV)/.dev: requirements-dev.lock $(VENV)/.run
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.run $(VENV)/frictionless/.installed
 	$(BIN)/python -m pip install -q --require-hashes --only-binary :all: -r requirements-dev.lock
+	touch $@
+
+$(VENV)/frictionless/.installed: tests/frictionless.lock | $(VENV)/bin/python
+	$(PYTHON) -m venv $(VENV)/frictionless
+	$(VENV)/frictionless/bin/python -m pip install -q --require-hashes --only-binary :all: -r tests/frictionless.lock
 	touch $@
