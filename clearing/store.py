@@ -13,6 +13,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Index,
     LargeBinary,
     PrimaryKeyConstraint,
     Select,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     select,
 )
 
+from clearing.payments import Payment
 from clearing.pools import PoolState
 from fare_engine.ledger import Code
 from fare_engine.row_hash import row_hash
@@ -66,6 +68,16 @@ statements = Table(  # published documents, which never change; each names the o
     Column("sha256", String, nullable=False),
     Column("previous_sha256", String),
     PrimaryKeyConstraint("accounting_date", "name"),
+)
+
+payments = Table(  # what each closing asks the bank to pay, or parties to pay in
+    "payments",
+    metadata,
+    Column("payment_id", String, primary_key=True),
+    Column("accounting_date", String(10), nullable=False),
+    Column("party_id", String, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Index("payments_accounting_date", "accounting_date"),
 )
 
 CHARGED = ("list_fare", "surcharge", "companions", "product", "discount", "transfer", "reward", "cap")
@@ -313,6 +325,25 @@ def add_settlements(connection: Connection, accounting_date: str, rows: Iterable
     found = [{"accounting_date": accounting_date, **dict(zip(names, row, strict=True))} for row in rows]
     if found:
         connection.execute(settlements.insert(), found)
+
+
+def add_payments(connection: Connection, found: Iterable[Payment]) -> None:
+    """The payments of a closing."""
+    rows = [msgspec.structs.asdict(payment) for payment in found]
+    if rows:
+        connection.execute(payments.insert(), rows)
+
+
+def list_payments(connection: Connection, accounting_date: str) -> list[Payment]:
+    """The payments of a closing, by party."""
+    rows = connection.execute(select(payments).where(payments.c.accounting_date == accounting_date))
+    return sorted(Payment(row.accounting_date, row.party_id, row.payment_id, row.amount) for row in rows)
+
+
+def find_payment(connection: Connection, payment_id: str) -> Payment | None:
+    """One payment by its id, or None."""
+    row = connection.execute(select(payments).where(payments.c.payment_id == payment_id)).first()
+    return Payment(row.accounting_date, row.party_id, row.payment_id, row.amount) if row else None
 
 
 def list_settlements(connection: Connection, accounting_date: str) -> list[tuple[str, str, str, int]]:

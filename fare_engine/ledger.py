@@ -18,6 +18,8 @@ from fare_engine.pricing.lines import Line
 HOLDS = "holds"
 TOP_UPS = "top-ups"
 """Money that riders put on their cards, before it reaches the bank."""
+BANK = "bank"
+"""The clearing house's own account at its bank."""
 SINGLE = "single"
 
 
@@ -35,6 +37,24 @@ class Code(StrEnum):
     PASS_RELEASED = "PASS_RELEASED"
     SETTLED = "SETTLED"
     WAIVED = "WAIVED"
+    COMMISSION = "COMMISSION"
+    """A fee or commission that an agreement names, taken at the close."""
+    NETTED = "NETTED"
+    """At the close: what a party is owed and owes, on his account of net positions."""
+    PAID = "PAID"
+    """The bank paid a net position out, or received one."""
+    COLLECTED = "COLLECTED"
+    """A provider took from a rider's source what the account owed."""
+    REFUNDED = "REFUNDED"
+    CHARGED_BACK = "CHARGED_BACK"
+    WRITTEN_OFF = "WRITTEN_OFF"
+    """A debt that is not collected: its bearer pays it."""
+    PROVIDER_FEE = "PROVIDER_FEE"
+    EXPIRED = "EXPIRED"
+    """What was left on a card at the end of its time."""
+    HELD = "HELD"
+    """Disputed, and held back until it is decided."""
+    DECIDED = "DECIDED"
 
 
 CODES = {
@@ -90,6 +110,26 @@ def rider(account_id: str) -> str:
 def collector(operator_id: str | None) -> str:
     """What an operator owes because his till holds it."""
     return f"collector:{operator_id}"
+
+
+def losses(bearer: str) -> str:
+    """What riders owed and never paid, and who bears it."""
+    return f"losses:{bearer}"
+
+
+def fees(party_id: str) -> str:
+    """What a party owes for services, or earned by them (with a minus)."""
+    return f"fees:{party_id}"
+
+
+def held(dispute_id: str) -> str:
+    """What is held back until a dispute is decided."""
+    return f"held:{dispute_id}"
+
+
+def net(party_id: str) -> str:
+    """A party's published net positions that are not paid yet: what the clearing house owes him, or with a minus he owes it."""
+    return f"net:{party_id}"
 
 
 def party(party_id: str) -> str:
