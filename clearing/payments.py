@@ -20,7 +20,7 @@ class Payment(msgspec.Struct, frozen=True, order=True):
     accounting_date: str
     party_id: str
     payment_id: str
-    """At most 35 characters, upper-case letters and digits: the end-to-end id and the remittance reference of the bank's lines."""
+    """At most 35 upper-case letters and digits: the end-to-end id and the reference on the bank's lines."""
     amount: int
 
 
