@@ -2,9 +2,9 @@
 
 Decides which rows are under a date's seal and in which order, whether they still give it, and makes the proof that one tap is
 under it. Rows are hashed from their content, whatever hash they carry themselves. The leaves are, in this order: the messages
-received since the freeze before, by device, epoch and sequence; the date's lines, by transaction; its postings, by transaction
-and number, those of the close after all others; what was set aside under it; and the close itself, which names the seal
-before it. docs/keys.md says how an operator checks such a proof alone."""
+received since the freeze before, by device, epoch and sequence; the date's lines, by transaction; its legs, by movement; its
+postings, by transaction and number, those of the close after all others; what was set aside under it; and the close itself,
+which names the seal before it. docs/keys.md says how an operator checks such a proof alone."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ def prove(connection: Connection, device_id: str, epoch: str, sequence: int) -> 
 def _leaves(connection: Connection, date: str, entries: Booking | None = None) -> Iterator[bytes]:
     yield from (batch.leaf for batch in store.sealed_batches(connection, date))
     yield from store.sealed_lines(connection, date)
+    yield from store.sealed_legs(connection, date)
     yield from store.sealed_postings(connection, date, settled=False)
     yield from store.sealed_postings(connection, date, settled=True) if entries is None else _not_written(entries)
     yield from store.sealed_quarantine(connection, date)

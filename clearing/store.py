@@ -33,7 +33,7 @@ from fare_engine.ledger import Code
 from fare_engine.row_hash import row_hash
 from fare_engine.store.hashes import HASHERS, batch_hash
 from fare_engine.store.receipts import opened_message
-from fare_engine.store.schema import batches, closes, devices, lines, metadata, postings, quarantine
+from fare_engine.store.schema import batches, closes, devices, legs, lines, metadata, postings, quarantine
 from fare_engine.tariff.compile import CapScope
 
 pool_shares = Table(  # what each party has had of a pool up to an accounting date: exact, and published
@@ -447,6 +447,11 @@ def sealed_batches(connection: Connection, accounting_date: str) -> Iterator[Sea
 def sealed_lines(connection: Connection, accounting_date: str) -> Iterator[bytes]:
     """The date's lines, by transaction."""
     return _leaves(connection, lines, lines.c.accounting_date == accounting_date, lines.c.transaction_id)
+
+
+def sealed_legs(connection: Connection, accounting_date: str) -> Iterator[bytes]:
+    """The date's legs, by movement."""
+    return _leaves(connection, legs, legs.c.accounting_date == accounting_date, legs.c.movement_id)
 
 
 def sealed_postings(connection: Connection, accounting_date: str, *, settled: bool) -> Iterator[bytes]:

@@ -432,6 +432,8 @@ class _Group:
             event.route_id,
             _operator(tap, ran),
             event.persons,
+            None,
+            event.vehicle_id,
         )
 
     # ---- OUTCOME records

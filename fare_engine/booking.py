@@ -14,6 +14,7 @@ from fare_engine.ledger import transaction_id
 from fare_engine.pricing.fold import Folded, fold
 from fare_engine.pricing.lines import Line, line_id
 from fare_engine.pricing.state import State
+from fare_engine.rides import BookedRide
 from fare_engine.service_day import to_date
 from fare_engine.tariff.compile import CompiledTariff
 
@@ -63,6 +64,8 @@ class Record(msgspec.Struct):
     """Of engine and tariff, when it was priced last."""
     as_of: int = 0
     """To when it was priced last."""
+    rides: dict[str, BookedRide] = {}
+    """Leg → what is booked of it beside its lines."""
 
 
 class Movement(msgspec.Struct, frozen=True):

@@ -54,6 +54,7 @@ class Tap(msgspec.Struct, frozen=True, gc=False, tag="tap", array_like=True):
     """Who ran the vehicle or station at `at`; None: the route's agency."""
     persons: int = 1
     given: Given | None = None
+    vehicle_id: str | None = None
 
 
 class Purchase(msgspec.Struct, frozen=True, gc=False, tag="purchase", array_like=True):

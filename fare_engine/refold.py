@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from sqlalchemy import Connection
 
@@ -20,6 +20,7 @@ from fare_engine.ledger import transaction_id
 from fare_engine.pricing.fold import Folded
 from fare_engine.pricing.lines import Line, began, line_id
 from fare_engine.revision import revision_of
+from fare_engine.rides import RideMovement, book_rides
 from fare_engine.store import books, travellers
 from fare_engine.store.travellers import CASH, Traveller
 from fare_engine.tariff.compile import CompiledTariff
@@ -27,6 +28,9 @@ from fare_engine.tariff.compile import CompiledTariff
 logger = logging.getLogger(__name__)
 
 SomeFact = TypeVar("SomeFact", bound=Fact)
+
+FoldedAnew: TypeAlias = tuple[Folded, list[Movement], list[RideMovement]]
+"""A traveller's fold, and what of his lines and legs moves by it."""
 
 UNKNOWN_PRICE = "unknown_price"
 """`dirty_reason` of a traveller with a ride that the tariff gives no price for: tried again when the tariff changes."""
@@ -93,10 +97,11 @@ class Refolder:
             result = self._one(connection, traveller, change, now, left)
             if result is None:
                 continue
-            folded, movements = result
+            folded, movements, rides = result
             found.folded[traveller_id] = folded
             cause = change.facts[-1].fact_id if change.facts else booked_for
             entries.add(traveller_id, traveller.account_id, cause, movements)
+            entries.add_rides(traveller_id, rides)
             self._waive(entries, traveller, movements, now)
             found.charged += sum(m.line.amount for m in movements if m.line.kind not in ("hold", "sale"))
         entries.write(connection)
@@ -107,7 +112,7 @@ class Refolder:
 
     def _one(
         self, connection: Connection, traveller: Traveller, change: Change, now: int, left: dict[str, int]
-    ) -> tuple[Folded, list[Movement]] | None:
+    ) -> FoldedAnew | None:
         if self._has_drifted(connection, traveller, now):
             _add(traveller.record, change)
             return None
@@ -123,9 +128,7 @@ class Refolder:
             left[account] -= booking.charge(result[1])
         return result
 
-    def _ask_one_by_one(
-        self, traveller: Traveller, before: bytes, change: Change, now: int, left: int
-    ) -> tuple[Folded, list[Movement]] | None:
+    def _ask_one_by_one(self, traveller: Traveller, before: bytes, change: Change, now: int, left: int) -> FoldedAnew | None:
         """Let in who asks in the order of the taps, as long as what is left is enough for all up to him."""
         asking = sorted((fact for fact in change.facts if fact.fact_id in change.asking), key=order_key)
         change.facts = [fact for fact in change.facts if fact.fact_id not in change.asking]
@@ -142,13 +145,14 @@ class Refolder:
         _add(traveller.record, change)
         return self._fold(traveller, change, now)
 
-    def _fold(self, traveller: Traveller, change: Change, now: int) -> tuple[Folded, list[Movement]] | None:
+    def _fold(self, traveller: Traveller, change: Change, now: int) -> FoldedAnew | None:
         """The fold and what it moves; None where it failed, with the record as it was but for its facts."""
         record = traveller.record
         untouched = booking.encode(record)
         try:
             folded = booking.price(self.tariff, record, max(now, record.as_of))
             movements = booking.book(traveller.traveller_id, record, folded)
+            rides = book_rides(traveller.traveller_id, record.rides, folded, self.tariff)
         except Exception as error:  # whatever it is, it must not leave this traveller: the tap is kept and tried again
             logger.exception("the fold of a traveller failed")
             traveller.record = booking.decode(untouched)
@@ -159,7 +163,7 @@ class Refolder:
         traveller.dirty_since = None
         unknown = any(leg.status == "unknown" for leg in folded.legs.values())
         traveller.dirty_reason = UNKNOWN_PRICE if unknown else None
-        return folded, movements
+        return folded, movements, rides
 
     def _waive(self, entries: books.Booking, traveller: Traveller, movements: list[Movement], now: int) -> None:
         if traveller.account_id == CASH or not movements:

@@ -173,6 +173,7 @@ def _begin(fold: Fold, tap: Tap, network: str | None, version: CompiledVersion |
         status=status,
         persons=tap.persons,
         given=tap.given,
+        vehicle_id=tap.vehicle_id,
     )
     fold.legs[leg.leg_id] = leg
     return leg

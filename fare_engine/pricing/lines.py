@@ -6,6 +6,7 @@ a leg, or on the sale of a product; both are named by the fact that began them."
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -94,6 +95,7 @@ class Leg(msgspec.Struct, gc=False):
     """Of rules that must know it again: what it cost when a window with candidates counted it; its number for a reward."""
     periods: dict[str, int] | None = None
     """Rule id → the period it was counted in, of rules whose periods begin with a leg."""
+    vehicle_id: str | None = None
 
 
 def began(leg: Leg) -> int:
@@ -108,6 +110,16 @@ def ended(leg: Leg) -> int:
     at = leg.exit_at if leg.exit_at is not None else leg.entry_at
     assert at is not None
     return at
+
+
+def journey_of(leg: Leg, legs: Mapping[str, Leg]) -> str:
+    """The leg that began the journey: the earliest of those that joining rules put this one together with."""
+    while leg.follows:
+        earlier = [legs[leg_id] for _, leg_id in leg.follows if leg_id in legs]
+        if not earlier:
+            return min(leg_id for _, leg_id in leg.follows)
+        leg = min(earlier, key=lambda found: (began(found), found.leg_id))
+    return leg.leg_id
 
 
 class Sale(msgspec.Struct, frozen=True, gc=False):

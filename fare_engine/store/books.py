@@ -9,12 +9,14 @@ from sqlalchemy import Connection, func, insert, select
 
 from fare_engine import ledger
 from fare_engine.booking import Movement
+from fare_engine.rides import RideMovement
 from fare_engine.store import schema
 from fare_engine.store.hashes import hashed
 from fare_engine.store.travellers import CASH
 
 _LAST_CLOSED = select(func.max(schema.closes.c.accounting_date))
 _ADD_LINE = insert(schema.lines)
+_ADD_LEG = insert(schema.legs)
 _ADD_POSTING = insert(schema.postings)
 
 
@@ -38,6 +40,7 @@ class Booking:
         self.closed_through = closed_through
         self.revision = revision
         self.lines: list[dict[str, object]] = []
+        self.legs: list[dict[str, object]] = []
         self.postings: list[dict[str, object]] = []
         self.balance_changes: dict[str, int] = {}
 
@@ -77,6 +80,36 @@ class Booking:
             if line.amount and paying != CASH:
                 self.balance_changes[paying] = self.balance_changes.get(paying, 0) - line.amount
 
+    def add_rides(self, traveller_id: str, movements: Iterable[RideMovement]) -> None:
+        """What becomes of a traveller's priced legs."""
+        for movement in movements:
+            ride = movement.ride
+            self.legs.append(
+                {
+                    "movement_id": movement.movement_id,
+                    "leg_id": movement.leg_id,
+                    "generation": movement.generation,
+                    "traveller_id": traveller_id,
+                    "token_id": ride.token_id,
+                    "media": ride.media,
+                    "rider_category": ride.rider_category,
+                    "network_id": ride.network_id,
+                    "route_id": ride.route_id,
+                    "operator_id": ride.operator_id,
+                    "vehicle_id": ride.vehicle_id,
+                    "from_stop_id": ride.from_stop_id,
+                    "to_stop_id": ride.to_stop_id,
+                    "began_at": ride.began_at,
+                    "ended_at": ride.ended_at,
+                    "persons": ride.persons,
+                    "distance_m": ride.distance_m,
+                    "journey": ride.journey,
+                    "status": ride.status,
+                    "service_date": ride.service_date,
+                    "accounting_date": accounting_date(ride.service_date, self.closed_through),
+                }
+            )
+
     def waive(self, transaction_id: str, account_id: str, bearer: str, amount: int, service_date: str) -> None:
         """What a rider is charged too late is not collected: the bearer pays it. With a minus: what he would get is kept."""
         on = accounting_date(service_date, self.closed_through)
@@ -105,5 +138,7 @@ class Booking:
         """Add everything to the books. A transaction that is there already is a fault of ours and stops the commit."""
         if self.lines:
             connection.execute(_ADD_LINE, hashed(schema.lines, self.lines))
+        if self.legs:
+            connection.execute(_ADD_LEG, hashed(schema.legs, self.legs))
         if self.postings:
             connection.execute(_ADD_POSTING, hashed(schema.postings, self.postings))

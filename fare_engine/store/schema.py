@@ -319,6 +319,35 @@ lines = Table(  # store.books: every movement of every line
     Index("lines_accounting_date", "accounting_date"),
 )
 
+legs = Table(  # store.books: each priced leg, booked (even generation) or reversed (odd)
+    "legs",
+    metadata,
+    Column("row_number", _Key, primary_key=True, autoincrement=True),
+    Column("movement_id", String, nullable=False),  # stands once
+    Column("leg_id", String, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("traveller_id", String, nullable=False),
+    Column("token_id", String, nullable=False),
+    Column("media", String, nullable=False),
+    Column("rider_category", String, nullable=False),
+    Column("network_id", String),
+    Column("route_id", String),
+    Column("operator_id", String),
+    Column("vehicle_id", String),
+    Column("from_stop_id", String),
+    Column("to_stop_id", String),
+    Column("began_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger, nullable=False),
+    Column("persons", Integer, nullable=False),
+    Column("distance_m", Integer),
+    Column("journey", String, nullable=False),  # the leg that began it
+    Column("status", String, nullable=False),
+    Column("service_date", String(10), nullable=False),
+    Column("accounting_date", String(10), nullable=False),
+    Column("row_hash", LargeBinary),
+    Index("legs_accounting_date", "accounting_date"),
+)
+
 postings = Table(  # store.books
     "postings",
     metadata,

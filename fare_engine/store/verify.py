@@ -27,6 +27,7 @@ from fare_engine.facts import Cancellation, Fact, Tap
 from fare_engine.ids import tap_id
 from fare_engine.pricing.lines import Line, line_id
 from fare_engine.publications import Publisher, open_publication
+from fare_engine.rides import Ride
 from fare_engine.service_day import to_day
 from fare_engine.store import receipts, registry, schema, travellers
 from fare_engine.store.hashes import HASHERS, batch_hash
@@ -318,21 +319,31 @@ class _Check:
     def _check_records(self) -> None:
         table = schema.travellers
         lines = _Groups(self._stream(schema.lines, *self._line_order()), "traveller_id")
+        legs = _Groups(self._stream(schema.legs, *self._leg_order()), "traveller_id")
         for row in self._stream(table, self._bytewise(table.c.traveller_id)):
             for traveller_id in lines.before(row.traveller_id):
                 self._find("lines", traveller_id, "lines of a traveller that there is not")
+            for traveller_id in legs.before(row.traveller_id):
+                self._find("legs", traveller_id, "legs of a traveller that there is not")
             with self._guarded("travellers", row.traveller_id):
                 record = booking.decode(row.record)
                 self._check_facts(row.traveller_id, record)
                 self._check_lines(row.traveller_id, record, lines.of(row.traveller_id))
+                self._check_legs(row.traveller_id, record, legs.of(row.traveller_id))
         for traveller_id in lines.before(None):
             self._find("lines", traveller_id, "lines of a traveller that there is not")
+        for traveller_id in legs.before(None):
+            self._find("legs", traveller_id, "legs of a traveller that there is not")
         for name, expected in sorted(self.facts.items()):
             self._find("travellers", expected.owner, f"{name} was received and is not in the record")
 
     def _line_order(self) -> tuple[ColumnElement[Any], ...]:
         table = schema.lines
         return (self._bytewise(table.c.traveller_id), self._bytewise(table.c.line_id), table.c.generation, table.c.row_number)
+
+    def _leg_order(self) -> tuple[ColumnElement[Any], ...]:
+        table = schema.legs
+        return (self._bytewise(table.c.traveller_id), self._bytewise(table.c.leg_id), table.c.generation, table.c.row_number)
 
     def _check_facts(self, traveller_id: str, record: Record) -> None:
         for fact, refused in [*((fact, False) for fact in record.facts), *((fact, True) for fact in record.refused)]:
@@ -357,6 +368,20 @@ class _Check:
                 self._find("lines", f"{movements[-1].row_number} ({traveller_id}, line {name})", fault)
         for name in sorted(left):
             self._find("travellers", traveller_id, f"has the line {name} booked, which is not among the lines")
+
+    def _check_legs(self, traveller_id: str, record: Record, rows: Iterable[Row[Any]]) -> None:
+        """Each leg is booked, reversed, booked, … and the last is what the record has."""
+        left = dict(record.rides)
+        for leg_id, moved in groupby(rows, key=lambda row: row.leg_id):
+            movements = list(moved)
+            booked = left.pop(leg_id, None)
+            last = movements[-1]
+            if [row.generation for row in movements] != list(range(len(movements))):
+                self._find("legs", f"{last.row_number} ({leg_id})", "is not booked and reversed by turns")
+            elif booked is None or booked.generation != last.generation or booked.ride != _ride_of(last):
+                self._find("legs", f"{last.row_number} ({leg_id})", "is not what the traveller's record has booked")
+        for leg_id in sorted(left):
+            self._find("travellers", traveller_id, f"has the leg {leg_id} booked, which is not among the legs")
 
     # ---- postings by the lines, balances by the postings
 
@@ -457,6 +482,8 @@ class _Reader:
             event.route_id,
             ran[-1] if ran else self.operators[event.device_id],
             event.persons,
+            None,
+            event.vehicle_id,
         )
 
     def _token_id(self, event: TapEvent) -> str:
@@ -504,6 +531,10 @@ def _fault_of(traveller_id: str, name: str, movements: list[Row[Any]]) -> str | 
         if before is not None and (row.amount, row.funded, row.payer) != (-before.amount, -before.funded, before.payer):
             return f"its movement {generation} does not take back the one before it"
     return None
+
+
+def _ride_of(row: Row[Any]) -> Ride:
+    return Ride(*(getattr(row, name) for name in Ride.__struct_fields__))
 
 
 def _same(booked: Booked, row: Row[Any]) -> bool:
