@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import msgspec
 from sqlalchemy import Connection
 
-from fare_engine import facts
+from fare_engine import facts, ledger
 from fare_engine.answers import AnswerLine, CapState, TapAnswer
 from fare_engine.booking import Record
 from fare_engine.certificates import DeviceLimits
@@ -596,7 +596,7 @@ def _set_aside(
     answers, rows = {}, []
     for place, verdict, at in places:
         service_date = _service_date(tariff, at)
-        on = books.accounting_date(service_date, closed_through)
+        on = ledger.accounting_date(service_date, closed_through)
         rows.append(QuarantinedTap(*place, now, verdict.reason, verdict.detail, service_date, on, verdict.waits_for))
         answers[tap_id(*place)] = _quarantined(place[2], verdict)
     receipts.add_quarantined(connection, rows)

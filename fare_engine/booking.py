@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from fare_engine.facts import Fact, Purchase, Tap
-from fare_engine.ledger import transaction_id
+from fare_engine.ledger import accounting_date, transaction_id
 from fare_engine.pricing.fold import Folded, fold
 from fare_engine.pricing.lines import Line, line_id
 from fare_engine.pricing.state import State
@@ -44,6 +44,16 @@ class Booked(msgspec.Struct, array_like=True):
     network_id: str | None
     account_id: str = ""
     """Who pays it, where that has ever changed; empty: whoever paid from the beginning."""
+    booked_on: str = ""
+    """The accounting date of its latest booking."""
+    was: list[tuple[str, str, Line]] = []
+    """What it was before: booked under one accounting date, reversed under another."""
+
+    def as_of(self, through: str) -> Line | None:
+        """The line as it stood when an accounting date was closed, or None."""
+        if stands(self) and self.booked_on <= through:
+            return self.line
+        return next((line for begun, ended, line in self.was if begun <= through < ended), None)
 
 
 class Record(msgspec.Struct):
@@ -79,7 +89,8 @@ class Movement(msgspec.Struct, frozen=True):
     service_date: str
     operator_id: str | None
     network_id: str | None
-    account_id: str = ""
+    account_id: str
+    accounting_date: str
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -109,11 +120,12 @@ def with_categories(record: Record, default: str) -> Iterable[Fact]:
     return [_in_category(fact, _category_at(newest_first, fact.at, default)) for fact in record.facts]
 
 
-def book(traveller_id: str, record: Record, folded: Folded) -> list[Movement]:
-    """Bring what is booked to what should be; the record is brought up to date and the movements are given."""
+def book(traveller_id: str, record: Record, folded: Folded, closed_through: str | None = None) -> list[Movement]:
+    """Bring what is booked to what should be; the record is brought up to date and the movements are given. What is for a
+    service date that is closed, or before one, is booked under the first open date."""
     wanted: dict[str, Line] = {line_id(line): line for line in folded.lines}
     movements = [
-        _move(traveller_id, record, booked, known, reverse=True)
+        _move(traveller_id, record, booked, known, closed_through, reverse=True)
         for known, booked in sorted(record.booked.items())
         if stands(booked) and not _as_wanted(record, booked, wanted.get(known))
     ]
@@ -121,9 +133,8 @@ def book(traveller_id: str, record: Record, folded: Folded) -> list[Movement]:
         booked = record.booked.get(wanted_id)
         if booked is not None and stands(booked):
             continue
-        generation = booked.generation if booked is not None else -1
-        record.booked[wanted_id] = _booked(record, line, generation, folded)
-        movements.append(_move(traveller_id, record, record.booked[wanted_id], wanted_id, reverse=False))
+        record.booked[wanted_id] = _booked(record, line, booked, folded)
+        movements.append(_move(traveller_id, record, record.booked[wanted_id], wanted_id, closed_through, reverse=False))
     return movements
 
 
@@ -170,18 +181,25 @@ def stands(booked: Booked) -> bool:
     return booked.generation % 2 == 0
 
 
-def _booked(record: Record, line: Line, generation: int, folded: Folded) -> Booked:
+def _booked(record: Record, line: Line, before: Booked | None, folded: Folded) -> Booked:
     leg = folded.legs.get(line.leg_id)
     day = to_date(line.service_day).isoformat()
     operator, network = (leg.operator_id, leg.network_id) if leg else (None, None)
-    return Booked(line, generation, day, operator, network, payer_on(record, line.service_day))
+    generation, was = (before.generation, before.was) if before is not None else (-1, [])
+    return Booked(line, generation, day, operator, network, payer_on(record, line.service_day), "", was)
 
 
-def _move(traveller_id: str, record: Record, booked: Booked, booked_id: str, *, reverse: bool) -> Movement:
+def _move(
+    traveller_id: str, record: Record, booked: Booked, booked_id: str, closed_through: str | None, *, reverse: bool
+) -> Movement:
     booked.generation += 1
     line = booked.line
+    on = accounting_date(booked.service_date, closed_through)
     if reverse:
+        booked.was.append((booked.booked_on, on, line))
         line = msgspec.structs.replace(line, amount=-line.amount, funded=-line.funded)
+    else:
+        booked.booked_on = on
     return Movement(
         transaction_id(traveller_id, booked_id, booked.generation),
         booked_id,
@@ -191,4 +209,5 @@ def _move(traveller_id: str, record: Record, booked: Booked, booked_id: str, *, 
         booked.operator_id,
         booked.network_id,
         _paid_by(record, booked),
+        on,
     )

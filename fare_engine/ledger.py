@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from datetime import date, timedelta
 from enum import StrEnum
 
 import msgspec
@@ -80,6 +81,13 @@ class Posting(msgspec.Struct, frozen=True, gc=False):
     debit: str
     credit: str
     amount: int
+
+
+def accounting_date(service_date: str, closed_through: str | None) -> str:
+    """The service date if it is open, else the first open date."""
+    if closed_through is None or service_date > closed_through:
+        return service_date
+    return (date.fromisoformat(closed_through) + timedelta(days=1)).isoformat()
 
 
 def fares(accounting_date: str, pool: str) -> str:

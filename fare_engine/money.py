@@ -42,33 +42,77 @@ def whole_parts(price: int, parts: int, count: int) -> int:
     return price * count // parts
 
 
-def shares(total: int, weights: Mapping[str, int]) -> dict[str, Fraction]:
-    """`total` split exactly in proportion to `weights`; parties in sorted order. Weights must not sum to zero."""
+PARTS = 10**18
+"""A share is kept in so many parts of a minor unit. They are whole numbers, so a split sums exactly whatever its weights are,
+and a party would have to be in 10**18 splits before what it lacks of its exact proportion could reach one unit."""
+
+
+def split(total: int, weights: Mapping[str, int]) -> dict[str, int]:
+    """`total` minor units, in parts, in proportion to `weights` (none below zero, not all zero); parties in sorted order.
+
+    The shares sum to `total` exactly, and each is less than one part from its proportion; parts that are left over go to the
+    largest remainders, the first party in order where they are equal."""
     whole = sum(weights.values())
-    if whole == 0:
+    if whole <= 0:
         raise ValueError(f"no weight to share {total} by: {dict(weights)!r}")
-    return {party: Fraction(total * weights[party], whole) for party in sorted(weights)}
+    amount = total * PARTS
+    found = {}
+    rests = []
+    missing = amount
+    for party in sorted(weights):
+        share, rest = divmod(amount * weights[party], whole)
+        found[party] = share
+        missing -= share
+        if rest:
+            rests.append((-rest, party))
+    if missing:
+        for _, party in sorted(rests)[:missing]:
+            found[party] += 1
+    return found
 
 
-def rounded(exact: Mapping[str, Fraction], salt: str) -> dict[str, int]:
-    """Exact shares in whole units by largest remainder, so that they sum to what the exact shares sum to.
+def rounded(exact: Mapping[str, int], salt: str) -> dict[str, int]:
+    """Shares in parts as whole units by largest remainder, so that they sum to what the shares sum to.
 
-    The exact shares must sum to a whole number. Ties go by a hash of `salt` (the pool) and the party: the same on every
-    rerun and no party's favour. Each result is less than one unit from its exact share."""
-    total = sum(exact.values(), Fraction(0))
-    if total.denominator != 1:
-        raise ValueError(f"shares sum to {total}, which is not a whole amount")
-    floors = {party: share.numerator // share.denominator for party, share in exact.items()}
-    missing = total.numerator - sum(floors.values())
-    by_remainder = sorted(exact, key=lambda party: (floors[party] - exact[party], tie_break(salt, party)))
+    The shares must sum to a whole number of units. Ties go by a hash of `salt` (the pool) and the party: the same on every
+    rerun and no party's favour. Each result is less than one unit from its share."""
+    total, rest = divmod(sum(exact.values()), PARTS)
+    if rest:
+        raise ValueError(f"shares sum to {total} and {rest} parts, which is not a whole amount")
+    floors = {party: share // PARTS for party, share in exact.items()}
+    missing = total - sum(floors.values())
+    by_remainder = sorted(exact, key=lambda party: (-_remainder(exact[party]), tie_break(salt, party)))
     for party in by_remainder[:missing]:
         floors[party] += 1
     return {party: floors[party] for party in sorted(floors)}
 
 
+def _remainder(parts: int) -> int:
+    """What is above whole units, in thousand millionths: what splits left over by single parts is no advantage."""
+    return (parts % PARTS + PARTS // 2_000_000_000) // (PARTS // 1_000_000_000)
+
+
 def apportion(total: int, weights: Mapping[str, int], salt: str = "") -> dict[str, int]:
     """Whole shares of `total` by `weights` that always add up again: 1000 by 2 to 1 is 667 and 333."""
-    return rounded(shares(total, weights), salt)
+    return rounded(split(total, weights), salt)
+
+
+def part_of(amount: int, share: Fraction) -> int:
+    """A fraction of an amount, in parts, rounded down towards zero."""
+    parts = abs(amount) * share.numerator * PARTS // share.denominator
+    return -parts if amount < 0 else parts
+
+
+def nearest(parts: int) -> int:
+    """Parts as whole units, halves away from zero: for a figure that is read; what is paid is `rounded`."""
+    whole = (abs(parts) * 2 + PARTS) // (2 * PARTS)
+    return -whole if parts < 0 else whole
+
+
+def included_tax(amount: int, percent: Decimal) -> int:
+    """The tax inside an amount that includes it, halves rounded away from zero: at 8%, 108 has 8."""
+    rate = Fraction(percent)
+    return rounded_to(Fraction(amount) * rate / (100 + rate), "half_up")
 
 
 def tie_break(salt: str, party: str) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from sqlalchemy import Connection
 
@@ -31,6 +31,14 @@ SomeFact = TypeVar("SomeFact", bound=Fact)
 
 FoldedAnew: TypeAlias = tuple[Folded, list[Movement], list[RideMovement]]
 """A traveller's fold, and what of his lines and legs moves by it."""
+
+
+class Moment(NamedTuple):
+    """When something is folded, and up to which date the books are closed then."""
+
+    now: int
+    closed_through: str | None
+
 
 UNKNOWN_PRICE = "unknown_price"
 """`dirty_reason` of a traveller with a ride that the tariff gives no price for: tried again when the tariff changes."""
@@ -91,10 +99,11 @@ class Refolder:
         if not rows:
             return found
         entries = books.Booking(books.last_closed(connection), self.revision)
+        moment = Moment(now, entries.closed_through)
         left = dict(floors or {})
         for traveller_id, traveller in rows.items():
             change = changes[traveller_id]
-            result = self._one(connection, traveller, change, now, left)
+            result = self._one(connection, traveller, change, moment, left)
             if result is None:
                 continue
             folded, movements, rides = result
@@ -111,24 +120,26 @@ class Refolder:
         return found
 
     def _one(
-        self, connection: Connection, traveller: Traveller, change: Change, now: int, left: dict[str, int]
+        self, connection: Connection, traveller: Traveller, change: Change, moment: Moment, left: dict[str, int]
     ) -> FoldedAnew | None:
-        if self._has_drifted(connection, traveller, now):
+        if self._has_drifted(connection, traveller, moment.now):
             _add(traveller.record, change)
             return None
         before = booking.encode(traveller.record)
         _add(traveller.record, change)
-        result = self._fold(traveller, change, now)
+        result = self._fold(traveller, change, moment)
         account = traveller.account_id
         if account not in left:
             return result
         if result is not None and change.asking and booking.charge(result[1]) > left[account]:
-            result = self._ask_one_by_one(traveller, before, change, now, left[account])
+            result = self._ask_one_by_one(traveller, before, change, moment, left[account])
         if result is not None:
             left[account] -= booking.charge(result[1])
         return result
 
-    def _ask_one_by_one(self, traveller: Traveller, before: bytes, change: Change, now: int, left: int) -> FoldedAnew | None:
+    def _ask_one_by_one(
+        self, traveller: Traveller, before: bytes, change: Change, moment: Moment, left: int
+    ) -> FoldedAnew | None:
         """Let in who asks in the order of the taps, as long as what is left is enough for all up to him."""
         asking = sorted((fact for fact in change.facts if fact.fact_id in change.asking), key=order_key)
         change.facts = [fact for fact in change.facts if fact.fact_id not in change.asking]
@@ -136,23 +147,24 @@ class Refolder:
             traveller.record = booking.decode(before)
             change.facts.append(fact)
             _add(traveller.record, change)
-            result = self._fold(traveller, change, now)
+            result = self._fold(traveller, change, moment)
             if result is not None and booking.charge(result[1]) > left:
                 change.facts.pop()
                 change.turned_away.add(fact.fact_id)
                 change.refused += [fact] if isinstance(fact, Tap) else []
         traveller.record = booking.decode(before)
         _add(traveller.record, change)
-        return self._fold(traveller, change, now)
+        return self._fold(traveller, change, moment)
 
-    def _fold(self, traveller: Traveller, change: Change, now: int) -> FoldedAnew | None:
+    def _fold(self, traveller: Traveller, change: Change, moment: Moment) -> FoldedAnew | None:
         """The fold and what it moves; None where it failed, with the record as it was but for its facts."""
         record = traveller.record
+        now, closed_through = moment
         untouched = booking.encode(record)
         try:
             folded = booking.price(self.tariff, record, max(now, record.as_of))
-            movements = booking.book(traveller.traveller_id, record, folded)
-            rides = book_rides(traveller.traveller_id, record.rides, folded, self.tariff)
+            movements = booking.book(traveller.traveller_id, record, folded, closed_through)
+            rides = book_rides(traveller.traveller_id, record.rides, folded, self.tariff, closed_through)
         except Exception as error:  # whatever it is, it must not leave this traveller: the tap is kept and tried again
             logger.exception("the fold of a traveller failed")
             traveller.record = booking.decode(untouched)

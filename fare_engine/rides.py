@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from fare_engine.ledger import accounting_date
 from fare_engine.pricing.fold import Folded
 from fare_engine.pricing.lines import Leg, began, ended, journey_of
 from fare_engine.service_day import to_date
@@ -45,6 +46,16 @@ class BookedRide(msgspec.Struct, array_like=True):
 
     ride: Ride
     generation: int = -1
+    booked_on: str = ""
+    """The accounting date of its latest booking."""
+    was: list[tuple[str, str, Ride]] = []
+    """What it was before: booked under one accounting date, reversed under another."""
+
+    def as_of(self, through: str) -> Ride | None:
+        """The leg as it stood when an accounting date was closed, or None."""
+        if self.generation % 2 == 0 and self.booked_on <= through:
+            return self.ride
+        return next((ride for begun, ended, ride in self.was if begun <= through < ended), None)
 
 
 class RideMovement(msgspec.Struct, frozen=True):
@@ -54,28 +65,41 @@ class RideMovement(msgspec.Struct, frozen=True):
     leg_id: str
     generation: int
     ride: Ride
+    accounting_date: str
 
 
-def book_rides(traveller_id: str, rides: dict[str, BookedRide], folded: Folded, tariff: CompiledTariff) -> list[RideMovement]:
+def book_rides(
+    traveller_id: str,
+    rides: dict[str, BookedRide],
+    folded: Folded,
+    tariff: CompiledTariff,
+    closed_through: str | None,
+) -> list[RideMovement]:
     """Bring the booked legs to what the fold says; `rides` is brought up to date and the movements are given."""
     priced = {line.leg_id: None for line in folded.lines if line.kind == "list_fare"}
     movements = []
     for leg_id, booked in sorted(rides.items()):
         if booked.generation % 2 == 0 and not (leg_id in priced and _is_same(booked.ride, folded.legs[leg_id], folded.legs)):
-            movements.append(_move(traveller_id, leg_id, booked))
+            movements.append(_move(traveller_id, leg_id, booked, closed_through))
     for leg_id in priced:
         known = rides.get(leg_id)
         if known is not None and known.generation % 2 == 0:
             continue
-        rides[leg_id] = booked = BookedRide(_ride(folded.legs[leg_id], folded.legs, tariff), known.generation if known else -1)
-        movements.append(_move(traveller_id, leg_id, booked))
+        generation, was = (known.generation, known.was) if known is not None else (-1, [])
+        rides[leg_id] = booked = BookedRide(_ride(folded.legs[leg_id], folded.legs, tariff), generation, "", was)
+        movements.append(_move(traveller_id, leg_id, booked, closed_through))
     return movements
 
 
-def _move(traveller_id: str, leg_id: str, booked: BookedRide) -> RideMovement:
+def _move(traveller_id: str, leg_id: str, booked: BookedRide, closed_through: str | None) -> RideMovement:
     booked.generation += 1
+    on = accounting_date(booked.ride.service_date, closed_through)
+    if booked.generation % 2:
+        booked.was.append((booked.booked_on, on, booked.ride))
+    else:
+        booked.booked_on = on
     digest = hashlib.sha256(f"ride/{traveller_id}/{leg_id}/{booked.generation}".encode()).hexdigest()[:32]
-    return RideMovement(digest, leg_id, booked.generation, booked.ride)
+    return RideMovement(digest, leg_id, booked.generation, booked.ride, on)
 
 
 def _is_same(ride: Ride, leg: Leg, legs: Mapping[str, Leg]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import date, timedelta
 
 from sqlalchemy import Connection, func, insert, select
 
@@ -26,13 +25,6 @@ def last_closed(connection: Connection) -> str | None:
     return latest
 
 
-def accounting_date(service_date: str, closed_through: str | None) -> str:
-    """The service date if it is open, else the first open date."""
-    if closed_through is None or service_date > closed_through:
-        return service_date
-    return (date.fromisoformat(closed_through) + timedelta(days=1)).isoformat()
-
-
 class Booking:
     """Movements of one transaction on their way into the books."""
 
@@ -50,7 +42,7 @@ class Booking:
             line = movement.line
             paying = movement.account_id or account_id
             payer = ledger.rider(paying) if paying != CASH else ledger.collector(movement.operator_id)
-            on = accounting_date(movement.service_date, self.closed_through)
+            on = movement.accounting_date
             self.lines.append(
                 {
                     "transaction_id": movement.transaction_id,
@@ -106,13 +98,13 @@ class Booking:
                     "journey": ride.journey,
                     "status": ride.status,
                     "service_date": ride.service_date,
-                    "accounting_date": accounting_date(ride.service_date, self.closed_through),
+                    "accounting_date": movement.accounting_date,
                 }
             )
 
     def waive(self, transaction_id: str, account_id: str, bearer: str, amount: int, service_date: str) -> None:
         """What a rider is charged too late is not collected: the bearer pays it. With a minus: what he would get is kept."""
-        on = accounting_date(service_date, self.closed_through)
+        on = ledger.accounting_date(service_date, self.closed_through)
         for posting in ledger.signed(ledger.waivers(bearer), ledger.rider(account_id), amount):
             self.add_posting(transaction_id, 0, ledger.Code.WAIVED, posting, service_date, on)
         self.balance_changes[account_id] = self.balance_changes.get(account_id, 0) + amount

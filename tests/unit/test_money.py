@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 
@@ -9,7 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fare_engine.money import apportion, format_amount, percent_of, rounded, shares, tie_break, whole_parts
+from fare_engine.money import (
+    PARTS,
+    apportion,
+    format_amount,
+    included_tax,
+    nearest,
+    part_of,
+    percent_of,
+    rounded,
+    split,
+    tie_break,
+    whole_parts,
+)
 
 PARTIES = st.text("abcdef", min_size=1, max_size=4)
 WEIGHTS = st.dictionaries(PARTIES, st.integers(0, 10**12), min_size=1, max_size=12).filter(lambda w: any(w.values()))
@@ -21,10 +34,13 @@ def test_shares_sum_to_the_amount_and_each_is_less_than_one_unit_from_exact(
     total: int, weights: dict[str, int], salt: str
 ) -> None:
     found = apportion(total, weights, salt)
-    exact = shares(total, weights)
+    parts = split(total, weights)
+    whole = sum(weights.values())
     assert sum(found.values()) == total
-    assert list(found) == sorted(weights)
-    assert all(abs(found[party] - exact[party]) < 1 for party in weights)
+    assert sum(parts.values()) == total * PARTS
+    assert list(found) == list(parts) == sorted(weights)
+    assert all(abs(found[party] * PARTS - parts[party]) < PARTS for party in weights)
+    assert all(abs(parts[party] - Fraction(total * PARTS * weights[party], whole)) < 1 for party in weights)
 
 
 @given(total=AMOUNTS, weights=WEIGHTS, seed=st.randoms(use_true_random=False))
@@ -52,6 +68,26 @@ def test_a_tie_goes_by_the_hash_of_pool_and_party_and_so_not_always_to_the_same_
     assert apportion(1, {"a": 1, "b": 1}, "pool 1")[first] == 1
 
 
+def test_parts_left_over_by_many_splits_win_nobody_the_ties() -> None:
+    thirds = split(1, {"a": 1, "b": 1, "c": 1})
+    assert len(set(thirds.values())) == 2  # one of them has a part more
+    winners = {next(party for party, share in rounded(thirds, f"pool {n}").items() if share) for n in range(40)}
+    assert winners == {"a", "b", "c"}
+
+
+def test_a_fraction_of_an_amount_is_cut_to_parts_and_read_to_the_nearest_unit() -> None:
+    assert part_of(1, Fraction(1, 3)) == 333_333_333_333_333_333
+    assert part_of(-1, Fraction(1, 3)) == -333_333_333_333_333_333
+    assert [nearest(PARTS * n // 2) for n in (-3, -1, 0, 1, 3)] == [-2, -1, 0, 1, 2]
+    assert nearest(PARTS // 2 - 1) == 0
+
+
+def test_the_tax_inside_an_amount() -> None:
+    assert included_tax(108, Decimal(8)) == 8
+    assert included_tax(-108, Decimal(8)) == -8
+    assert included_tax(6000, Decimal(0)) == 0
+
+
 def test_a_negative_amount_is_shared_like_a_positive_one() -> None:
     assert apportion(-10_000, {"metro": 40_000, "bus": 20_000}) == {"bus": -3333, "metro": -6667}
 
@@ -62,8 +98,8 @@ def test_shares_without_any_weight_are_refused_with_the_amount() -> None:
 
 
 def test_exact_shares_that_are_no_whole_amount_together_are_refused() -> None:
-    with pytest.raises(ValueError, match="1/2, which is not a whole amount"):
-        rounded({"a": Fraction(1, 2)}, "pool")
+    with pytest.raises(ValueError, match="sum to 1 and 500000000000000000 parts, which is not a whole amount"):
+        rounded({"a": PARTS, "b": PARTS // 2}, "pool")
     assert rounded({}, "pool") == {}
 
 
