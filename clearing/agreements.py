@@ -46,6 +46,8 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 }
 """What each word covers, in kinds of line; `legs` is all of them but caps and products."""
 LEG_KINDS = tuple(kind for word, kinds in KINDS.items() if word not in ("caps", "products") for kind in kinds)
+RIDERS = "riders"
+"""Who pays what no bearer pays."""
 WEIGHED = ("standalone_fares", "paid_fares", "tariff_km", "passenger_km", "boardings")
 """Methods that look at all legs of a scope."""
 ALL_KINDS = {"legs": LEG_KINDS} | dict(KINDS)
@@ -101,6 +103,8 @@ class Agreement(Dated, frozen=True, kw_only=True):
     """Method `per_ride`: who has the rest; method `gross_cost`: the authority."""
     weigh_by: Literal["standalone_fares", "boardings"] = "standalone_fares"
     """Method `use`: what of the rides counts."""
+    unknown_m: Mapping[str, int] = {}
+    """Methods by distance: network → metres of a leg whose distance is not known, as where nobody taps out."""
     without_use: Mapping[str, int] = {}
     """The weights where there is nothing to weigh: a day on which nobody rode with the product."""
 
@@ -315,7 +319,9 @@ def _method_faults(place: str, row: Agreement) -> Iterator[Fault]:
     if row.method not in WEIGHED and row.method != "use" and row.scope is not None:
         yield Fault(f"{place} scope", row.scope, f"{row.method} has none")
     if row.operators and not row.weighs:
-        yield Fault(f"{place} operators", list(row.operators), "only a method that weighs journeys or periods knows who took part")
+        yield Fault(
+            f"{place} operators", list(row.operators), "only a method that weighs journeys or periods knows who took part"
+        )
     if row.covers == "caps" and row.method in WEIGHED and row.scope == "leg":
         yield Fault(f"{place} scope", row.scope, "a cap stands for several legs")
     if (row.method == "fixed") != bool(row.shares) or (row.shares and not sum(row.shares.values())):
@@ -326,7 +332,9 @@ def _method_faults(place: str, row: Agreement) -> Iterator[Fault]:
         yield Fault(f"{place} amount", row.amount, "below zero")
     if (row.method in ("per_ride", "gross_cost")) != (row.residual is not None):
         yield Fault(f"{place} residual", row.residual, "methods per_ride and gross_cost name who has the rest, and no other does")
-    for name, weights in (("shares", row.shares), ("without_use", row.without_use)):
+    if row.unknown_m and row.method not in ("tariff_km", "passenger_km"):
+        yield Fault(f"{place} unknown_m", dict(row.unknown_m), "only methods by distance have it")
+    for name, weights in (("shares", row.shares), ("without_use", row.without_use), ("unknown_m", row.unknown_m)):
         for weight in weights.values():
             if weight < 0:
                 yield Fault(f"{place} {name}", weight, "a weight is below zero")
@@ -338,7 +346,8 @@ def _name_faults(place: str, row: Agreement, known: Known) -> Iterator[Fault]:
     for field, names in (("without_use", row.without_use), ("shares", row.shares), ("operators", row.operators)):
         yield from _unknown(place, field, names, known.parties, "party")
     yield from _unknown(place, "residual", [row.residual] if row.residual else [], known.parties, "party")
-    yield from _unknown(place, "networks", row.networks, known.networks, "network")
+    for field, names in (("networks", row.networks), ("unknown_m", row.unknown_m)):
+        yield from _unknown(place, field, names, known.networks, "network")
     yield from _unknown(place, "products", row.products, known.products, "product")
     payers = known.parties | {"riders"} | {f"product:{name}" for name in known.products}
     yield from _unknown(place, "paid_by", row.paid_by, payers, "payer")

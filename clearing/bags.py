@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from clearing import pools
-from clearing.agreements import LONG, Agreement, Agreements, period_of
+from clearing.agreements import LONG, RIDERS, Agreement, Agreements, period_of
 from clearing.pools import Shares
 from fare_engine import ledger
+from fare_engine.errors import CloseError
 from fare_engine.money import PARTS
 from fare_engine.tariff.compile import CapScope
 
-RIDERS = "riders"
 _STANDALONE = frozenset(("list_fare", "companions"))
 
 
@@ -51,6 +51,7 @@ Pool = tuple[str, str]
 class _Leg(msgspec.Struct, gc=False):
     """A leg's weights, as its lines and its ride give them."""
 
+    leg_id: str
     operator_id: str
     network_id: str | None
     service_date: str
@@ -69,12 +70,12 @@ def corrections(
     caps: Mapping[str, CapScope],
     through: str,
 ) -> dict[Pool, Shares]:
-    """By how much one traveller's shares differ from each leg's money going to its own operator, as known when the accounting date
-    `through` is closed: a week or month that has not ended by then is shared day by day."""
+    """By how much one traveller's shares differ from each leg's money going to its own operator, as known when the accounting
+    date `through` is closed: a week or month that has not ended by then is shared day by day."""
     listed = list(lines)
     legs = _legs(listed, rides)
     found: dict[Pool, Shares] = defaultdict(dict)
-    taking_part: dict[tuple[str | None, str, str], list[_Leg]] = {}
+    taking_part: dict[tuple[str, str, str], list[_Leg]] = {}
     for line in listed:
         if line.operator_id is None:
             continue
@@ -87,10 +88,23 @@ def corrections(
             agreement, bag = choice
             weights = _weights(agreement, bag, line, caps.get(line.rule_id.partition("/")[0]))
             shares = pools.by_weights(amount, weights, agreement.without_use)
-            pools.add(shares, {line.operator_id: amount * PARTS}, -1)
+            pools.add(shares, alone(_without_others(line, paid_by, agreements), line.operator_id, amount), -1)
             if any(shares.values()):
                 pools.add(found[pool_of(line, paid_by), agreement.agreement_id], shares)
     return dict(found)
+
+
+def alone(agreement: Agreement, operator_id: str, amount: int) -> Shares:
+    """The shares of a leg's money before other legs are looked at."""
+    if agreement.method == "fixed":
+        return pools.by_weights(amount, agreement.shares, {})
+    return {agreement.residual or operator_id: amount * PARTS}
+
+
+def _without_others(line: BagLine, paid_by: str, agreements: Agreements) -> Agreement:
+    """The agreement by which the line's money was given before other legs were looked at."""
+    product = product_of(line.kind, line.rule_id)
+    return agreements.find(line.kind, line.network_id, product, paid_by, line.service_date)
 
 
 def pool_of(line: BagLine, paid_by: str) -> str:
@@ -114,7 +128,7 @@ def _legs(lines: Iterable[BagLine], rides: Mapping[str, BagRide]) -> dict[str, _
         leg = legs.get(line.leg_id)
         if leg is None:
             ride = rides.get(line.leg_id)
-            leg = legs[line.leg_id] = _Leg(line.operator_id, line.network_id, line.service_date, line.leg_id)
+            leg = legs[line.leg_id] = _Leg(line.leg_id, line.operator_id, line.network_id, line.service_date, line.leg_id)
             if ride is not None:
                 leg.journey, leg.persons, leg.distance_m = ride.journey, ride.persons, ride.distance_m
         if line.kind in _STANDALONE:
@@ -131,7 +145,7 @@ def _choose(
     paid_by: str,
     legs: Mapping[str, _Leg],
     agreements: Agreements,
-    taking_part: dict[tuple[str | None, str, str], list[_Leg]],
+    taking_part: dict[tuple[str, str, str], list[_Leg]],
     through: str,
 ) -> tuple[Agreement, list[_Leg]] | None:
     """The agreement for a line and the legs it looks at; None where it does not weigh."""
@@ -149,7 +163,11 @@ def _choose(
 
 
 def _bag(
-    row: Agreement, line: BagLine, legs: Mapping[str, _Leg], taking_part: dict[tuple[str | None, str, str], list[_Leg]], through: str
+    row: Agreement,
+    line: BagLine,
+    legs: Mapping[str, _Leg],
+    taking_part: dict[tuple[str, str, str], list[_Leg]],
+    through: str,
 ) -> list[_Leg]:
     """The legs that an agreement looks at for a line: of its journey, of its service day, or of its week or month once over."""
     if row.scope == "journey":
@@ -161,7 +179,7 @@ def _bag(
     first, last = period_of(row.scope, line.service_date)
     if row.scope in LONG and last > through:
         first = last = line.service_date
-    key = (None, first, last)
+    key = ("dates", first, last)
     if key not in taking_part:
         taking_part[key] = [leg for leg in legs.values() if first <= leg.service_date <= last]
     return taking_part[key]
@@ -186,5 +204,9 @@ def _weight(row: Agreement, leg: _Leg) -> int:
         return leg.paid_fares
     if row.method == "boardings":
         return leg.persons
-    metres = leg.distance_m or 0
+    metres = leg.distance_m if leg.distance_m is not None else row.unknown_m.get(leg.network_id or "")
+    if metres is None:
+        raise CloseError(
+            f"how far the leg {leg.leg_id} went is not known, and {row.agreement_id} has no unknown_m for {leg.network_id}"
+        )
     return metres * leg.persons if row.method == "passenger_km" else metres

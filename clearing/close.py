@@ -1,32 +1,58 @@
-"""The close of a service date: freeze → pools → net → statements → proof → publish.
+"""The close of a service date: freeze → pools → net → statements → payments → proof → publish.
 
-The freeze is a short transaction: from then on no booking gets the date. What follows is computed from rows that cannot
-change any more, while taps go on being taken, and published in a second short transaction. A run that died in between is
-taken up by the next one; a date that is published is never computed again. Closing a date closes every open date before it,
-each by itself and in order. What comes later is booked under the next open date and stands in its statement."""
+The freeze is a short transaction: from then on no booking gets the date, and what is open and how far devices were heard of is
+written down with it. What follows is computed from rows that cannot change any more, while taps go on being taken, and published
+in a second short transaction, or nothing of it. A run that died in between is taken up by the next one and gives the same bytes;
+a date that is published is never computed again. Closing a date closes every open date before it, each by itself and in order.
+What comes later is booked under the next open date and stands in its statement."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date, timedelta
+from fractions import Fraction
 
 import msgspec
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from clearing import netting, pools, seals, statements, store
-from clearing.agreements import Agreements
-from clearing.pools import PoolState
-from clearing.store import PoolRow
+from clearing import frozen, netting, pools, seals, share_store, statements, store
+from clearing.agreements import Agreements, Fee
+from clearing.bags import Pool
+from clearing.payments import Payment, payments_of
+from clearing.pools import PoolState, Shares
+from clearing.sharing import CapScopes, Sharing, share
+from clearing.statements import Books
+from clearing.store import Moved, PoolRow
 from fare_engine import ledger
 from fare_engine.errors import BooksError, CloseError, MottheError
+from fare_engine.ledger import Code
+from fare_engine.money import part_of
+from fare_engine.service_day import format_instant
 from fare_engine.store import books
 from fare_engine.store.database import Database
 from fare_engine.store.verify import Finding
-from fare_engine.tariff.compile import CapScope
+from fare_engine.tariff.compile import CompiledTariff
 
-LEGS = "legs"
+Movements = Mapping[tuple[str, str], Moved]
+"""(account, code) → what moved under the date before its close."""
+
+Step = Callable[[str], None]
+"""Is told what the run is at."""
+
+
+class Rules(msgspec.Struct, frozen=True):
+    """What a close goes by."""
+
+    agreements: Agreements
+    tariff: CompiledTariff
+
+    @property
+    def caps(self) -> CapScopes:
+        """What each cap counts."""
+        return self.tariff.scopes_of_caps()
 
 
 class Closed(msgspec.Struct, frozen=True):
@@ -37,225 +63,321 @@ class Closed(msgspec.Struct, frozen=True):
     newly: bool
 
 
-class Settlement(msgspec.Struct, frozen=True):
-    """What a party receives out of a pool, by an agreement."""
-
-    pool: str
-    agreement_id: str
-    party: str
-    amount: int
-
-
 class Computed(msgspec.Struct):
     """All that a closing publishes, not yet written."""
 
-    settlements: list[Settlement]
+    sharing: Sharing
     pools: dict[str, PoolState]
+    settled: dict[Pool, dict[str, int]]
     entries: books.Booking
-    documents: dict[str, bytes]
+    net: dict[str, int] = {}
+    balances: dict[str, int] = {}
+    payments: list[Payment] = []
+    documents: dict[str, bytes] = {}
     seal: str = ""
     """The root over the date's rows, in hexadecimal."""
     tree_size: int = 0
 
 
-PoolShares = dict[tuple[str, str], list[pools.Shares]]
-"""(pool, agreement) → by how much the parties' exact shares have moved."""
-
-
-CapScopes = Mapping[str, CapScope]
-"""cap → the networks whose legs it counts (none: all)."""
-
-
 def close_through(
-    database: Database, agreements: Agreements, caps: CapScopes, date: str, frozen_at: Callable[[str], int]
+    database: Database,
+    rules: Rules,
+    date: str,
+    frozen_at: Callable[[str], int],
+    *,
+    despite: str = "",
+    step: Step = lambda _: None,
 ) -> list[Closed]:
-    """Close `date` and every open date before it. `frozen_at` gives the instant that a date's end is, for the record."""
+    """Close `date` and every open date before it. `frozen_at` gives the instant that a date's end is, for the record.
+
+    CloseError where more is open than may be; `despite` is the reason for publishing all the same, and is published too."""
     with database.write(alone=True) as connection:
         if not store.is_closed(connection, date):
             for open_date in store.open_dates(connection, date):
-                store.freeze(connection, open_date, frozen_at(open_date))
+                step(f"freeze {open_date}")
+                freeze(connection, open_date, frozen_at(open_date), rules.tariff)
     with database.read() as connection:
         waiting = [found for found in store.unpublished(connection) if found <= date]
         documents = store.published(connection, date)
     if not waiting and not documents:
         raise CloseError(f"{date} was passed over: a later date is closed and nothing was booked on {date}")
-    return [_publish(database, agreements, caps, found) for found in waiting] or [Closed(date, documents, newly=False)]
+    if not waiting:
+        return [Closed(date, documents, newly=False)]
+    return [_publish(database, rules, found, despite, step) for found in waiting]
 
 
-def _publish(database: Database, agreements: Agreements, caps: CapScopes, date: str) -> Closed:
+def freeze(connection: Connection, date: str, frozen_at: int, tariff: CompiledTariff) -> None:
+    """From now on no booking gets the date; what is open and how far devices were heard of is written down with it. To be run
+    while no other writer is at work."""
+    store.freeze(connection, date, frozen_at)
+    frozen.freeze(connection, date, tariff, [])
+
+
+def _publish(database: Database, rules: Rules, date: str, despite: str, step: Step) -> Closed:
     with database.read() as connection:
-        computed = _compute(connection, agreements, caps, date)
+        computed = compute(connection, rules, date, despite, step)
+    step(f"publish {date}")
     with database.write() as connection:
         documents = store.published(connection, date)
         if documents:  # another run was quicker, and gave the same
             return Closed(date, documents, newly=False)
-        for pool, state in computed.pools.items():
-            store.save_pool(connection, date, pool, state)
-        store.add_settlements(connection, date, [(s.pool, s.agreement_id, s.party, s.amount) for s in computed.settlements])
+        store.save_pools(connection, date, computed.pools)
+        store.add_settlements(connection, date, computed.settled)
+        share_store.add_uses(connection, computed.sharing.used)
+        share_store.add_long_travellers(connection, computed.sharing.long_travellers)
         computed.entries.write(connection)
+        store.add_payments(connection, computed.payments)
+        store.add_balances(connection, date, computed.balances)
         store.set_head(connection, date, computed.seal, computed.tree_size)
         for name, content in computed.documents.items():
             store.publish(connection, date, name, content, statements.digest(content))
     return Closed(date, computed.documents, newly=True)
 
 
-def _compute(connection: Connection, agreements: Agreements, caps: CapScopes, date: str) -> Computed:
+def compute(
+    connection: Connection, rules: Rules, date: str, despite: str = "", step: Step = lambda _: None, *, documents: bool = True
+) -> Computed:
     """Everything that the close of a frozen date publishes; nothing is written. BooksError if the proof does not hold."""
+    agreements = rules.agreements
+    items, taps = frozen.list_open(connection, date), frozen.taps_under(connection, date)
+    if not despite:
+        frozen.check_open(items, taps, agreements.most_open)
+    step(f"pools {date}")
     rows = store.pool_rows(connection, date)
-    found = _shared(connection, rows, agreements, caps, date)
+    movements = store.movements(connection, date)
+    found = _shared(connection, rows, movements, rules, date)
+    step(f"net {date}")
+    balances = _balances(movements, found.entries)
+    found.net = netting.positions(balances)
+    found.payments = payments_of(date, found.net)
+    opening = store.balances_before(connection, date)
+    _move_to_net(found.entries, balances, date)
+    found.balances = _closing(opening, _balances(movements, found.entries))
+    step(f"prove {date}")
+    proof = _proof(rows, found, movements, agreements, date)
+    _prove(connection, proof, movements, found.entries, date)
+    step(f"seal {date}")
     found.seal, found.tree_size = seals.seal(connection, date, found.entries)
-    found.documents = _documents(connection, rows, found, agreements, date)
-    return found
-
-
-def _shared(connection: Connection, rows: Iterable[PoolRow], agreements: Agreements, caps: CapScopes, date: str) -> Computed:
-    """Who gets what of a frozen date's money."""
-    before = store.date_before(connection, date)
-    changes = _leg_shares(rows, agreements)
-    _add_cap_shares(changes, connection, agreements, caps, date, before)
-    _add_product_shares(changes, connection, agreements, date, before)
-    found = Computed([], {}, books.Booking(None), {})
-    _settle(connection, changes, date, found)
+    if documents:
+        step(f"statements {date}")
+        facts = Books(
+            date,
+            rules.tariff.zone,
+            _traceable_until(agreements, date),
+            rows,
+            found.sharing.changes,
+            found.settled,
+            {key: moved.debits - moved.credits for key, moved in movements.items()},
+            {name.partition(":")[2]: -amount for name, amount in opening.items() if name.startswith("net:")},
+            items,
+        )
+        proof |= {"seal": found.seal, "tree_size": found.tree_size, "taps": taps, "despite": despite}
+        found.documents = _documents(connection, facts, found, agreements, proof)
     return found
 
 
 # ---- pools
 
 
-def _leg_shares(rows: Iterable[PoolRow], agreements: Agreements) -> PoolShares:
-    """Own legs: each operator's pool money is his."""
-    amounts: dict[tuple[str, str], list[tuple[str, int]]] = defaultdict(list)
-    for row in rows:
-        if row.kind not in statements.LEG_KINDS:
-            continue
-        if row.operator_id is None:
-            raise CloseError(f"{row.legs} lines {row.kind} {row.rule_id} of {row.service_date} name no operator")
-        for debtor, amount in (("rider", row.amount), (row.bearer, row.funded)):
-            if amount:
-                product = row.rule_id.partition("/")[2] if row.kind == "product" else ledger.SINGLE
-                pool = f"{debtor}|{row.network_id}|{product}"
-                agreement = agreements.find(pool, row.service_date).agreement_id
-                amounts[pool, agreement].append((row.operator_id, amount))
-    return {key: [pools.own_leg(found)] for key, found in amounts.items()}
+def _shared(connection: Connection, rows: list[PoolRow], movements: Movements, rules: Rules, date: str) -> Computed:
+    """Who gets what of a frozen date's money: each pool is rounded, and moved from the fares accounts to the parties."""
+    before = store.date_before(connection, date)
+    sharing = share(connection, rows, rules.agreements, rules.caps, date, before)
+    found = Computed(sharing, {}, {}, books.Booking(None))
+    _settle(connection, sharing.changes, date, found, Code.SETTLED)
+    fees = _fees(connection, rows, movements, found.settled, rules.agreements, date)
+    sharing.changes.update(fees)
+    _settle(connection, fees, date, found, Code.COMMISSION)
+    return found
 
 
-def _add_cap_shares(
-    changes: PoolShares,
-    connection: Connection,
-    agreements: Agreements,
-    caps: CapScopes,
-    date: str,
-    before: str | None,
-) -> None:
-    """Caps: what they took off a traveller's day is shared by what that day's counted legs cost. A day whose weights moved
-    since it was published counts with the difference."""
-    dates = store.moved_dates(connection, date)
-    for through, sign in ((date, 1), (before, -1)):
-        for share in store.cap_shares(connection, dates, through, caps):
-            for debtor, amount in (("rider", share.amount), (share.bearer, share.funded)):
-                if not amount:
-                    continue
-                pool = f"{debtor}|cap:{share.rule_id}|{ledger.SINGLE}"
-                agreement = agreements.find(pool, share.service_date)
-                exact = pools.by_weights(amount * sign, share.weights, agreement.without_use)
-                changes.setdefault((pool, agreement.agreement_id), []).append(exact)
-
-
-def _add_product_shares(
-    changes: PoolShares, connection: Connection, agreements: Agreements, date: str, before: str | None
-) -> None:
-    """Passes and ended books: a day's part is shared by that day's rides, weighted by the fares they would have cost."""
-    dates = store.moved_dates(connection, date)
-    for through, sign in ((date, 1), (before, -1)):
-        for share in store.product_shares(connection, dates, through):
-            pool = f"product:{share.product_id}|{share.kind}|{share.product_id}"
-            agreement = agreements.find(pool, share.service_date)
-            exact = pools.by_weights(share.amount * sign, share.weights, agreement.without_use)
-            changes.setdefault((pool, agreement.agreement_id), []).append(exact)
-
-
-def _settle(connection: Connection, changes: PoolShares, date: str, found: Computed) -> None:
-    """Round each pool, and move its money from the fares accounts to the operators."""
-    for (pool, agreement), parts in sorted(changes.items()):
+def _settle(connection: Connection, changes: Mapping[Pool, Shares], date: str, found: Computed, code: Code) -> None:
+    states = store.load_pools(connection, [f"{pool}@{agreement}" for pool, agreement in changes], date)
+    for (pool, agreement), change in sorted(changes.items()):
         key = f"{pool}@{agreement}"
-        found.pools[key], paid = pools.settle(key, store.load_pool(connection, key, date), pools.total_of(parts))
+        found.pools[key], paid = pools.settle(key, states.get(key, pools.EMPTY), change)
+        found.settled[pool, agreement] = paid
         for party, amount in paid.items():
-            found.settlements.append(Settlement(pool, agreement, party, amount))
             moved = ledger.signed(ledger.fares(date, pool), ledger.operator(party), amount)
             transaction = hashlib.sha256(f"settle/{date}/{key}/{party}".encode()).hexdigest()[:32]
             for number, posting in enumerate(moved):
-                found.entries.add_posting(transaction, number, ledger.Code.SETTLED, posting, date, date)
+                found.entries.add_posting(transaction, number, code, posting, date, date)
+
+
+def _fees(
+    connection: Connection,
+    rows: Iterable[PoolRow],
+    movements: Movements,
+    settled: Mapping[Pool, Mapping[str, int]],
+    agreements: Agreements,
+    date: str,
+) -> dict[Pool, Shares]:
+    """What fees and commissions move, by fee and who pays it."""
+    found: dict[Pool, Shares] = {}
+    bases = _bases(connection, rows, movements, settled, agreements, date)
+    for fee in agreements.fees:
+        if not fee.holds_on(date):
+            continue
+        for payer, base in bases(fee).items():
+            if fee.percent is not None:
+                parts = part_of(base, Fraction(fee.percent) / 100)
+            else:
+                parts = part_of(base, Fraction(fee.amount or 0))
+            if parts and payer != fee.paid_to:
+                found[f"fee|{fee.fee_id}|{payer}", fee.fee_id] = {fee.paid_to: parts, payer: -parts}
+    return found
+
+
+def _bases(
+    connection: Connection,
+    rows: Iterable[PoolRow],
+    movements: Movements,
+    settled: Mapping[Pool, Mapping[str, int]],
+    agreements: Agreements,
+    date: str,
+) -> Callable[[Fee], dict[str, int]]:
+    """Gives what a fee is reckoned on, by who pays it."""
+    sold = sum(row.amount for row in rows if row.kind == "sale")
+    balances = _by_account(movements).items()
+    held = {account.partition(":")[2]: amount for account, amount in balances if account.startswith("collector:")}
+    rides = share_store.ride_rows(connection, date) if any(fee.base == "rides" for fee in agreements.fees) else []
+
+    def of(fee: Fee) -> dict[str, int]:
+        bases: dict[str, int] = defaultdict(int)
+        if fee.base == "sales":
+            return {fee.paid_by: sold}
+        if fee.base == "cash_held":
+            bases.update(held)
+        for (pool, _), paid in settled.items() if fee.base == "settled" else ():
+            if not fee.networks or pool.split("|")[1] in fee.networks:
+                for party, amount in paid.items():
+                    bases[party] += amount
+        for row in rides if fee.base == "rides" else ():
+            if row.operator_id and (not fee.networks or row.network_id in fee.networks):
+                bases[row.operator_id] += row.persons
+        return dict(bases) if fee.paid_by == "operators" else {fee.paid_by: bases.get(fee.paid_by, 0)}
+
+    return of
+
+
+# ---- net
+
+
+def _by_account(movements: Movements) -> dict[str, int]:
+    found: dict[str, int] = defaultdict(int)
+    for (account, _), moved in movements.items():
+        found[account] += moved.debits - moved.credits
+    return found
+
+
+def _balances(movements: Movements, entries: books.Booking) -> dict[str, int]:
+    """Debits less credits of the date by account, the close's own postings included."""
+    found = _by_account(movements)
+    for posting in entries.postings:
+        found[str(posting["debit"])] += int(str(posting["amount"]))
+        found[str(posting["credit"])] -= int(str(posting["amount"]))
+    return dict(found)
+
+
+def _move_to_net(entries: books.Booking, balances: Mapping[str, int], date: str) -> None:
+    """Everything that a party is owed and owes under the date, onto its account of net positions: its others are zero then."""
+    for party, accounts in netting.party_accounts(balances).items():
+        transaction = hashlib.sha256(f"net/{date}/{party}".encode()).hexdigest()[:32]
+        for number, (account, amount) in enumerate(accounts.items()):
+            for posting in ledger.signed(account, ledger.net(party), amount):
+                entries.add_posting(transaction, number, Code.NETTED, posting, date, date)
+
+
+def _closing(opening: Mapping[str, int], balances: Mapping[str, int]) -> dict[str, int]:
+    """The balances that go on to the next date: what is to be paid, and the clearing house's own accounts."""
+    found = dict(opening)
+    for account, amount in balances.items():
+        word = account.partition(":")[0]
+        if word in netting.OWN:
+            found[account] = found.get(account, 0) + amount
+    return {account: amount for account, amount in sorted(found.items()) if amount}
+
+
+# ---- proof
+
+
+def _proof(
+    rows: Iterable[PoolRow], found: Computed, movements: Movements, agreements: Agreements, date: str
+) -> dict[str, object]:
+    charged = borne = released = 0
+    for row in rows:
+        if row.kind in ("hold", "sale"):
+            continue
+        charged += row.amount
+        if row.bearer.startswith("product:"):
+            released += row.funded
+        else:
+            borne += row.funded
+    return {
+        "accounting_date": date,
+        "agreement_version": agreements.clearing.agreement_version,
+        "charged": charged,
+        "borne": borne,
+        "products": released,
+        "settled": sum(sum(paid.values()) for paid in found.settled.values()),
+        "net_sum": sum(found.net.values()),
+    }
+
+
+def _prove(connection: Connection, proof: dict[str, object], movements: Movements, entries: books.Booking, date: str) -> None:
+    """Money in equals money out and nothing is booked twice, or nothing is published."""
+    repeated = store.repeated_transactions(connection, date)
+    if repeated:
+        raise BooksError(f"booked twice under {date}: {repeated[:5]}")
+    words = ("fares:", *(f"{word}:" for word in netting.PARTIES))
+    balances = _balances(movements, entries)
+    not_zero = {account: amount for account, amount in balances.items() if amount and account.startswith(words)}
+    if not_zero:
+        raise BooksError(f"accounts of {date} would not be zero after the close: {dict(sorted(not_zero.items())[:10])}")
+    own = sum(int(str(posting["amount"])) for posting in entries.postings)
+    debits = own + sum(moved.debits for moved in movements.values())
+    credits = own + sum(moved.credits for moved in movements.values())
+    if debits != credits:
+        raise BooksError(f"debits {debits} and credits {credits} of {date} differ")
+    proof["debits"], proof["credits"] = debits, credits
+    paid_in = sum(int(str(proof[name])) for name in ("charged", "borne", "products"))
+    if paid_in != proof["settled"]:
+        raise BooksError(f"{paid_in} was paid into the pools of {date} and {proof['settled']} shared out")
 
 
 # ---- documents
 
 
 def _documents(
-    connection: Connection, rows: list[PoolRow], found: Computed, agreements: Agreements, date: str
+    connection: Connection, facts: Books, found: Computed, agreements: Agreements, proof: dict[str, object]
 ) -> dict[str, bytes]:
-    settled: dict[str, int] = defaultdict(int)
-    for settlement in found.settlements:
-        settled[settlement.party] += settlement.amount
-    collected: dict[str, int] = defaultdict(int)
-    borne: dict[str, int] = defaultdict(int)
-    riders = released = 0
-    for row in rows:
-        if row.kind in ("hold", "sale"):
-            continue
-        if row.payer_kind == "collector":
-            collected[row.payer] += row.amount
-        else:
-            riders += row.amount
-        if row.bearer.startswith("product:"):
-            released += row.funded
-        elif row.funded:
-            borne[row.bearer] += row.funded
-    net = netting.positions(settled.items(), collected, borne, riders, released)
-    debits, credits = store.totals(connection, date)
-    moved = sum(int(str(posting["amount"])) for posting in found.entries.postings)
-    proof: dict[str, object] = {
-        "accounting_date": date,
-        "agreement_version": agreements.clearing.agreement_version,
-        "charged": riders + sum(collected.values()),
-        "borne": sum(borne.values()),
-        "products": released,
-        "settled": sum(settled.values()),
-        "net_sum": sum(net.values()),
-        "debits": debits + moved,
-        "credits": credits + moved,
-        "seal": found.seal,
-        "tree_size": found.tree_size,
-    }
-    _prove(connection, proof, found.entries, date)
-    documents = _operator_documents(connection, rows, found.settlements, agreements, date, collected)
-    documents["positions.csv"] = statements.positions_csv(net, dict(settled), dict(collected))
+    made = statements.compose(facts, agreements)
+    documents = {f"{statement.party_id}.csv": statements.statement_csv(statement) for statement in made}
+    for operator_id, content in _device_documents(connection, facts).items():
+        documents[f"{operator_id}.devices.csv"] = content
+    documents["positions.csv"] = statements.positions_csv(found.net, made)
+    documents["payments.csv"] = statements.table_csv(
+        ("payment_id", "party_id", "amount"), ((one.payment_id, one.party_id, one.amount) for one in found.payments)
+    )
     documents["proof.json"] = statements.proof_json(proof)
     return dict(sorted(documents.items()))
 
 
-def _operator_documents(
-    connection: Connection,
-    rows: list[PoolRow],
-    settlements: list[Settlement],
-    agreements: Agreements,
-    date: str,
-    collected: dict[str, int],
-) -> dict[str, bytes]:
-    own = statements.leg_rows(rows, agreements, date)
-    for settlement in settlements:
-        if agreements.covers(settlement.agreement_id) != LEGS:
-            row = statements.shared_row(settlement.pool, settlement.agreement_id, settlement.amount, date)
-            own.setdefault(settlement.party, []).append(row)
-    for operator_id, reason, count in store.quarantined(connection, date):
-        row = statements.Row("not_settled", date, reason, "", "", "", "", count, 0)
-        own.setdefault(operator_id, []).append(row)
-    versions = agreements.clearing.agreement_version
-    return {
-        f"{operator_id}.csv": statements.operator_csv(
-            operator_id, date, versions, own.get(operator_id, []), collected.get(operator_id, 0)
-        )
-        for operator_id in sorted(own.keys() | collected.keys())
-    }
+def _device_documents(connection: Connection, facts: Books) -> dict[str, bytes]:
+    """Each operator's devices: their last position and contact, and what is known to be missing."""
+    rows: dict[str, list[tuple[object, ...]]] = defaultdict(list)
+    for device in frozen.list_positions(connection, facts.accounting_date):
+        contact = format_instant(device.last_contact, facts.zone)
+        rows[device.operator_id].append((device.device_id, device.epoch, device.sequence, contact, device.missing))
+    columns = ("device_id", "epoch", "sequence", "last_contact", "missing")
+    return {operator_id: statements.table_csv(columns, found) for operator_id, found in rows.items()}
+
+
+def _traceable_until(agreements: Agreements, on: str) -> str:
+    return (date.fromisoformat(on) + timedelta(days=agreements.clearing.raw_taps_kept_days)).isoformat()
+
+
+# ---- checks of what is published
 
 
 def verify(connection: Connection) -> list[str]:
@@ -264,49 +386,40 @@ def verify(connection: Connection) -> list[str]:
     return [f"{found.key}: {found.what}" for found in seals.check(connection)]
 
 
-def check_shares(connection: Connection, agreements: Agreements, caps: CapScopes) -> list[Finding]:
-    """What of the published dates' settlements and pools is not what their lines and agreements give. Empty: nothing."""
+def check_shares(connection: Connection, rules: Rules) -> list[Finding]:
+    """What of the published dates' settlements, pools, payments and balances is not what their lines and agreements give.
+    Empty: nothing."""
     found: list[Finding] = []
     for sealed in store.list_seals(connection):
-        date = sealed.accounting_date
+        on = sealed.accounting_date
         try:
-            found += _check_date(connection, agreements, caps, date)
+            found += check_date(connection, rules, on)
         except (MottheError, SQLAlchemyError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
-            found.append(Finding("pool_shares", date, f"cannot be computed again: {type(error).__name__}: {error}"))
+            found.append(Finding("pool_shares", on, f"cannot be computed again: {type(error).__name__}: {error}"))
     return found
 
 
-def _check_date(connection: Connection, agreements: Agreements, caps: CapScopes, date: str) -> Iterator[Finding]:
-    computed = _shared(connection, store.pool_rows(connection, date), agreements, caps, date)
-    wanted = {(s.pool, s.agreement_id, s.party, s.amount) for s in computed.settlements}
-    for pool, agreement, party, amount in sorted(wanted ^ set(store.list_settlements(connection, date))):
-        yield Finding("settlements", f"{date}/{pool}/{agreement}/{party}", f"{amount} is not what the date's lines give")
-    held = store.list_pools(connection, date)
+def check_date(connection: Connection, rules: Rules, on: str) -> Iterator[Finding]:
+    """The same for one date."""
+    rows, movements = store.pool_rows(connection, on), store.movements(connection, on)
+    computed = _shared(connection, rows, movements, rules, on)
+    wanted = {(*pool, party, amount) for pool, paid in computed.settled.items() for party, amount in paid.items()}
+    for pool, agreement, party, amount in sorted(wanted ^ set(store.list_settlements(connection, on))):
+        yield Finding("settlements", f"{on}/{pool}/{agreement}/{party}", f"{amount} is not what the date's lines give")
+    held = store.list_pools(connection, on)
     for pool in sorted(held.keys() | computed.pools.keys()):
         if held.get(pool, pools.EMPTY) != _as_kept(computed.pools.get(pool, pools.EMPTY)):
-            yield Finding("pool_shares", f"{date}/{pool}", "is not what the date's lines give")
+            yield Finding("pool_shares", f"{on}/{pool}", "is not what the date's lines give")
+    balances = _balances(movements, computed.entries)
+    payments = set(payments_of(on, netting.positions(balances)))
+    for payment in sorted(payments ^ set(store.list_payments(connection, on))):
+        yield Finding("payments", payment.payment_id, f"{payment.amount} for {payment.party_id} is not the net position of {on}")
+    _move_to_net(computed.entries, balances, on)
+    closing = _closing(store.balances_before(connection, on), _balances(movements, computed.entries))
+    for account, amount in sorted(set(closing.items()) ^ set(store.list_balances(connection, on).items())):
+        yield Finding("closing_balances", f"{on}/{account}", f"{amount} is not what the date's postings give")
 
 
 def _as_kept(state: PoolState) -> PoolState:
     """A pool's state as it is read back: every party with both its numbers."""
     return PoolState(dict(state.exact), {party: state.published.get(party, 0) for party in state.exact})
-
-
-def _prove(connection: Connection, proof: dict[str, object], entries: books.Booking, date: str) -> None:
-    """Money in equals money out and nothing is booked twice, or nothing is published."""
-    repeated = store.repeated_transactions(connection, date)
-    if repeated:
-        raise BooksError(f"booked twice under {date}: {repeated[:5]}")
-    left = store.account_balances(connection, date, "fares:")
-    for posting in entries.postings:
-        for account, sign in ((str(posting["debit"]), 1), (str(posting["credit"]), -1)):
-            if account.startswith("fares:"):
-                left[account] = left.get(account, 0) + sign * int(str(posting["amount"]))
-    not_zero = {account: amount for account, amount in left.items() if amount}
-    if not_zero:
-        raise BooksError(f"fares accounts of {date} would not be zero after the close: {not_zero}")
-    if proof["debits"] != proof["credits"]:
-        raise BooksError(f"debits {proof['debits']} and credits {proof['credits']} of {date} differ")
-    paid_in = sum(int(str(proof[name])) for name in ("charged", "borne", "products"))
-    if paid_in != proof["settled"]:
-        raise BooksError(f"{paid_in} was paid into the pools of {date} and {proof['settled']} shared out")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from clearing import store
-from clearing.agreements import Agreements, load_agreements
+from clearing.agreements import Known, load_agreements
 from clearing.audit import AuditReport, audit_store
-from clearing.close import Closed, close_through, verify
+from clearing.close import Closed, Rules, close_through, verify
 from fare_engine.application import Application
 from fare_engine.commands import Opened, Store, open_store
 from fare_engine.errors import CloseError
@@ -84,12 +86,14 @@ def parse_date(text: str) -> str:
         raise typer.BadParameter(f"{text!r}: {error}") from None
 
 
-def clear_date(opened: Opened, service_date: str) -> list[Closed]:
+def clear_date(
+    opened: Opened, service_date: str, *, despite: str = "", step: Callable[[str], None] = lambda _: None
+) -> list[Closed]:
     """Let time pass to the end of the date, then close it and every open date before it."""
     let_time_pass(opened, service_date)
-    agreements = agreements_of(opened.tariff, opened.tariff_folder)
-    caps = opened.tariff.scopes_of_caps()
-    return close_through(opened.database, agreements, caps, service_date, lambda on: end_of(opened.tariff, on))
+    rules = rules_of(opened.tariff, opened.tariff_folder)
+    ends = partial(end_of, opened.tariff)
+    return close_through(opened.database, rules, service_date, ends, despite=despite, step=step)
 
 
 def let_time_pass(opened: Opened, service_date: str) -> None:
@@ -123,10 +127,19 @@ def end_of(tariff: CompiledTariff, service_date: str) -> int:
     return day_starts_at(day + 1, tariff.zone, version.day_start_ms if version else 0)
 
 
-def agreements_of(tariff: CompiledTariff, folder: Path) -> Agreements:
-    """The agreements in the city's folder."""
-    path = folder if (folder / "clearing.toml").exists() else folder.parent
-    return load_agreements(path / "clearing.toml", tariff.network.parties.keys(), tariff.currency)
+def rules_of(tariff: CompiledTariff, folder: Path, agreements: Path | None = None) -> Rules:
+    """What a close goes by: the agreements in the city's folder (or in another file), and the tariff's caps."""
+    own = folder if (folder / "clearing.toml").exists() else folder.parent
+    network = tariff.network
+    known = Known(
+        frozenset(network.parties),
+        tariff.currency,
+        frozenset(network.networks),
+        frozenset(row.product_id for version in tariff.tariff.versions for row in version.file.products),
+        tariff.categories,
+        frozenset(network.routes),
+    )
+    return Rules(load_agreements(agreements or own / "clearing.toml", known), tariff)
 
 
 def write_documents(data: Path, closed: list[Closed]) -> Path:

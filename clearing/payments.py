@@ -10,8 +10,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-OWN = frozenset({"riders", "products", "bank", "held"})
-"""Positions of the clearing house's own accounts: nobody is paid."""
+from clearing.netting import OWN_POSITIONS
 
 
 class Payment(msgspec.Struct, frozen=True, order=True):
@@ -35,5 +34,5 @@ def payments_of(accounting_date: str, positions: Mapping[str, int]) -> list[Paym
     return [
         Payment(accounting_date, party, payment_id(accounting_date, party), amount)
         for party, amount in sorted(positions.items())
-        if amount and party not in OWN
+        if amount and party not in OWN_POSITIONS
     ]

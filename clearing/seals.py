@@ -28,8 +28,10 @@ from fare_engine.store.receipts import StoredBatch
 from fare_engine.store.verify import Finding
 from fare_engine.tap_format import open_message
 
-ALWAYS = ("positions.csv", "proof.json")
+ALWAYS = ("payments.csv", "positions.csv", "proof.json")
 """Documents that every published date has."""
+TABLES = {"positions.csv": b"party_id,", "payments.csv": b"payment_id,", ".devices.csv": b"device_id,"}
+"""How documents begin that do not say of which date they are: their hashes do."""
 
 
 def seal(connection: Connection, date: str, entries: Booking | None = None) -> tuple[str, int]:
@@ -170,10 +172,11 @@ def _is_named(content: bytes, name: str, date: str, seals: dict[str, Seal]) -> b
         return False
     if name == "proof.json":
         return _proves(content, seals[date])
-    if name == "positions.csv":
-        return content.startswith(b"party_id,")
+    for ending, columns in TABLES.items():
+        if name.endswith(ending):
+            return content.startswith(columns)
     head = content.decode(errors="replace").splitlines()[1:2]
-    return head == [] or head[0].startswith(f"statement,{date},{name.removesuffix('.csv')},")
+    return head == [] or head[0].startswith(f",statement,{date},{name.removesuffix('.csv')},")
 
 
 def _proves(content: bytes, sealed: Seal) -> bool:

@@ -4,7 +4,6 @@ adds its settlement transactions through `fare_engine.store.books`."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from fractions import Fraction
 from typing import Any
 
 import msgspec
@@ -16,6 +15,7 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     PrimaryKeyConstraint,
+    Row,
     Select,
     String,
     Table,
@@ -23,18 +23,18 @@ from sqlalchemy import (
     case,
     collate,
     func,
-    literal_column,
     select,
 )
 
+from clearing.bags import Pool
 from clearing.payments import Payment
 from clearing.pools import PoolState
 from fare_engine.ledger import Code
+from fare_engine.money import PARTS
 from fare_engine.row_hash import row_hash
 from fare_engine.store.hashes import HASHERS, batch_hash
 from fare_engine.store.receipts import opened_message
 from fare_engine.store.schema import batches, closes, devices, legs, lines, metadata, postings, quarantine
-from fare_engine.tariff.compile import CapScope
 
 pool_shares = Table(  # what each party has had of a pool up to an accounting date: exact, and published
     "pool_shares",
@@ -79,6 +79,18 @@ payments = Table(  # what each closing asks the bank to pay, or parties to pay i
     Column("amount", BigInteger, nullable=False),
     Index("payments_accounting_date", "accounting_date"),
 )
+
+closing_balances = Table(  # what each date left to the next: debits less credits since the books began
+    "closing_balances",
+    metadata,
+    Column("accounting_date", String(10), nullable=False),
+    Column("account", String, nullable=False),
+    Column("balance", BigInteger, nullable=False),
+    PrimaryKeyConstraint("accounting_date", "account"),
+)
+
+OF_THE_CLOSE = (Code.SETTLED.value, Code.COMMISSION.value, Code.NETTED.value)
+"""Codes of the postings that a close makes."""
 
 CHARGED = ("list_fare", "surcharge", "companions", "product", "discount", "transfer", "reward", "cap")
 """Line kinds that make up what a leg costs its rider."""
@@ -170,161 +182,56 @@ def pool_rows(connection: Connection, accounting_date: str) -> list[PoolRow]:
     return [PoolRow(*row[:8], int(row[8]), int(row[9]), int(row[10])) for row in connection.execute(statement)]
 
 
-class CapShare(msgspec.Struct, frozen=True):
-    """What a cap took off one traveller's service day, and what that day's legs cost by operator."""
-
-    rule_id: str
-    traveller_id: str
-    service_date: str
-    amount: int
-    funded: int
-    """What the cap's bearer pays of it; 0 where the operators bear it."""
-    bearer: str
-    weights: dict[str, int]
-
-
-def moved_dates(connection: Connection, accounting_date: str) -> list[str]:
-    """The service dates of what moved under an accounting date."""
-    rows = connection.execute(select(lines.c.service_date).where(lines.c.accounting_date == accounting_date).distinct())
-    return sorted(row.service_date for row in rows)
-
-
-def cap_shares(connection: Connection, dates: list[str], through: str | None, scopes: Mapping[str, CapScope]) -> list[CapShare]:
-    """Every capped traveller's day of some service dates, as booked up to an accounting date (None: nothing was yet).
-    `scopes` say which legs and lines a cap counts: only their operators bear it.
-
-    A day that did not move is the same at both ends of a difference, so it does no harm that it is in it."""
-    if through is None or not dates:
-        return []
-    booked = lines.c.accounting_date.between(dates[0], through) & lines.c.service_date.in_(dates)
-    capped = select(lines.c.traveller_id).where(booked, lines.c.kind == "cap").distinct()
-    columns = (
-        lines.c.traveller_id,
-        lines.c.service_date,
-        lines.c.kind,
-        lines.c.rule_id,
-        lines.c.bearer,
-        lines.c.operator_id,
-        lines.c.network_id,
+def load_pools(connection: Connection, names: Iterable[str], before: str) -> dict[str, PoolState]:
+    """Some pools' states at their latest closings before a date."""
+    latest = (
+        select(pool_shares.c.pool, func.max(pool_shares.c.accounting_date).label("latest"))
+        .where(pool_shares.c.accounting_date < before)
+        .group_by(pool_shares.c.pool)
+        .subquery()
     )
-    rows = connection.execute(
-        select(*columns, func.sum(lines.c.amount).label("amount"), func.sum(lines.c.funded).label("funded"))
-        .where(booked, lines.c.traveller_id.in_(capped), lines.c.kind.in_(CHARGED), lines.c.kind != "companions")
-        .group_by(*columns)
-    )
-    charged: dict[tuple[str, str], list[tuple[str, str, str, int]]] = {}
-    caps: dict[tuple[str, str, str, str], tuple[int, int]] = {}
+    same = (pool_shares.c.pool == latest.c.pool) & (pool_shares.c.accounting_date == latest.c.latest)
+    wanted = frozenset(names)
+    rows = [row for row in connection.execute(select(pool_shares).join(latest, same)) if row.pool in wanted]
+    return _states(rows)
+
+
+def _states(rows: Iterable[Row[Any]]) -> dict[str, PoolState]:
+    exact: dict[str, dict[str, int]] = {}
+    published: dict[str, dict[str, int]] = {}
     for row in rows:
-        day = (row.traveller_id, row.service_date)
-        if row.kind == "cap":
-            key = (row.rule_id, row.bearer, *day)
-            before = caps.get(key, (0, 0))
-            caps[key] = (before[0] + int(row.amount), before[1] + int(row.funded))
-        elif row.operator_id is not None:
-            charged.setdefault(day, []).append((row.operator_id, row.network_id, row.kind, int(row.amount)))
-    return [
-        CapShare(
-            rule,
-            traveller,
-            day,
-            amount,
-            funded,
-            bearer,
-            _weights(charged.get((traveller, day), []), scopes.get(rule.partition("/")[0])),
-        )
-        for (rule, bearer, traveller, day), (amount, funded) in sorted(caps.items())
-        if amount
-    ]
+        exact.setdefault(row.pool, {})[row.party] = int(row.exact_numerator) * (PARTS // int(row.exact_denominator))
+        published.setdefault(row.pool, {})[row.party] = row.published
+    return {pool: PoolState(found, published[pool]) for pool, found in exact.items()}
 
 
-def _weights(charged: list[tuple[str, str, str, int]], scope: CapScope | None) -> dict[str, int]:
-    found: dict[str, int] = {}
-    networks = scope.networks if scope is not None else ()
-    surcharges = scope is not None and scope.counts == "surcharge"
-    for operator_id, network_id, kind, amount in charged:
-        if (not networks or network_id in networks) and (kind == "surcharge") == surcharges:
-            found[operator_id] = found.get(operator_id, 0) + amount
-    return found
-
-
-class ProductShare(msgspec.Struct, frozen=True):
-    """What a product released for one service date, and the list fares it covered that day by operator."""
-
-    kind: str
-    product_id: str
-    service_date: str
-    amount: int
-    weights: dict[str, int]
-
-
-def product_shares(connection: Connection, dates: list[str], through: str | None) -> list[ProductShare]:
-    """Every product and day of some service dates, as booked up to an accounting date (None: nothing was yet)."""
-    if through is None or not dates:
-        return []
-    columns = (lines.c.bearer, lines.c.service_date, lines.c.kind, lines.c.operator_id)
-    rows = connection.execute(
-        select(*columns, func.sum(lines.c.amount).label("amount"), func.sum(lines.c.funded).label("funded"))
-        .where(
-            lines.c.accounting_date.between(dates[0], through),
-            lines.c.service_date.in_(dates),
-            lines.c.kind.in_(("release", "expiry", "product")),
-        )
-        .group_by(*columns)
-    )
-    weights: dict[tuple[str, str], dict[str, int]] = {}
-    released: dict[tuple[str, str, str], int] = {}
-    for row in rows:
-        day = (row.bearer.partition(":")[2], row.service_date)
-        if row.kind == "product":
-            found = weights.setdefault(day, {})
-            found[row.operator_id] = found.get(row.operator_id, 0) - int(row.amount)
-        else:
-            key = (row.kind, *day)
-            released[key] = released.get(key, 0) + int(row.funded)
-    return [
-        ProductShare(kind, product, day, amount, weights.get((product, day), {}))
-        for (kind, product, day), amount in sorted(released.items())
-        if amount
-    ]
-
-
-def load_pool(connection: Connection, pool: str, before: str) -> PoolState:
-    """A pool's state at its latest closing before a date."""
-    earlier = (pool_shares.c.pool == pool) & (pool_shares.c.accounting_date < before)
-    latest = connection.execute(select(func.max(pool_shares.c.accounting_date)).where(earlier)).scalar_one()
-    return _pool_on(connection, pool, latest)
-
-
-def _pool_on(connection: Connection, pool: str, accounting_date: str | None) -> PoolState:
-    this = (pool_shares.c.pool == pool) & (pool_shares.c.accounting_date == accounting_date)
-    rows = connection.execute(select(pool_shares).where(this)).all()
-    exact = {row.party: Fraction(int(row.exact_numerator), int(row.exact_denominator)) for row in rows}
-    return PoolState(exact, {row.party: row.published for row in rows})
-
-
-def save_pool(connection: Connection, accounting_date: str, pool: str, state: PoolState) -> None:
-    """A pool's state after this closing."""
+def save_pools(connection: Connection, accounting_date: str, states: Mapping[str, PoolState]) -> None:
+    """Pools' states after this closing. A pool in which nobody has anything any more is kept with its name."""
     rows = [
         {
             "accounting_date": accounting_date,
             "pool": pool,
             "party": party,
-            "exact_numerator": str(exact.numerator),
-            "exact_denominator": str(exact.denominator),
+            "exact_numerator": str(parts),
+            "exact_denominator": str(PARTS),
             "published": state.published.get(party, 0),
         }
-        for party, exact in state.exact.items()
+        for pool, state in states.items()
+        for party, parts in (state.exact or {"": 0}).items()
     ]
     if rows:
         connection.execute(pool_shares.insert(), rows)
 
 
-def add_settlements(connection: Connection, accounting_date: str, rows: Iterable[tuple[str, str, str, int]]) -> None:
-    """(pool, agreement, party, amount) of a closing."""
-    names = ("pool", "agreement_id", "party", "amount")
-    found = [{"accounting_date": accounting_date, **dict(zip(names, row, strict=True))} for row in rows]
-    if found:
-        connection.execute(settlements.insert(), found)
+def add_settlements(connection: Connection, accounting_date: str, settled: Mapping[Pool, Mapping[str, int]]) -> None:
+    """What a closing gives each party out of each pool."""
+    rows = [
+        {"accounting_date": accounting_date, "pool": pool, "agreement_id": agreement, "party": party, "amount": amount}
+        for (pool, agreement), paid in settled.items()
+        for party, amount in paid.items()
+    ]
+    if rows:
+        connection.execute(settlements.insert(), rows)
 
 
 def add_payments(connection: Connection, found: Iterable[Payment]) -> None:
@@ -354,8 +261,26 @@ def list_settlements(connection: Connection, accounting_date: str) -> list[tuple
 
 def list_pools(connection: Connection, accounting_date: str) -> dict[str, PoolState]:
     """The state after a closing of each pool that moved in it; ValueError or ZeroDivisionError for one that is no number."""
-    names = select(pool_shares.c.pool).where(pool_shares.c.accounting_date == accounting_date).distinct()
-    return {row.pool: _pool_on(connection, row.pool, accounting_date) for row in connection.execute(names).all()}
+    return _states(connection.execute(select(pool_shares).where(pool_shares.c.accounting_date == accounting_date)))
+
+
+def add_balances(connection: Connection, accounting_date: str, balances: Mapping[str, int]) -> None:
+    """What goes on to the next date."""
+    rows = [{"accounting_date": accounting_date, "account": name, "balance": amount} for name, amount in balances.items()]
+    if rows:
+        connection.execute(closing_balances.insert(), rows)
+
+
+def list_balances(connection: Connection, accounting_date: str) -> dict[str, int]:
+    """The balances (debits less credits since the books began) that a date left to the next one."""
+    rows = connection.execute(select(closing_balances).where(closing_balances.c.accounting_date == accounting_date))
+    return {row.account: row.balance for row in rows}
+
+
+def balances_before(connection: Connection, accounting_date: str) -> dict[str, int]:
+    """The balances that the close before a date left."""
+    before = date_before(connection, accounting_date)
+    return list_balances(connection, before) if before is not None else {}
 
 
 class BookedLeg(msgspec.Struct):
@@ -386,32 +311,26 @@ def booked_legs(connection: Connection) -> dict[str, dict[str, BookedLeg]]:
     return found
 
 
-def account_balances(connection: Connection, accounting_date: str, prefix: str) -> dict[str, int]:
-    """Debits less credits of one date's postings, for the accounts that begin with `prefix`; zeros left out."""
-    sides = []
-    for column, sign in ((postings.c.debit, "1"), (postings.c.credit, "-1")):
-        sides.append(
-            select(column.label("account"), (postings.c.amount * literal_column(sign)).label("amount")).where(
-                postings.c.accounting_date == accounting_date, column.like(prefix + "%")
-            )
-        )
-    both = sides[0].union_all(sides[1]).subquery()
-    rows = connection.execute(select(both.c.account, func.sum(both.c.amount)).group_by(both.c.account))
-    return {account: int(amount) for account, amount in sorted(tuple(row) for row in rows) if amount}
+class Moved(msgspec.Struct):
+    """What moved on an account for one reason: its debits and its credits."""
+
+    debits: int = 0
+    credits: int = 0
 
 
-def totals(connection: Connection, accounting_date: str) -> tuple[int, int]:
-    """(sum of all debits, sum of all credits) of a date, each summed by its own side's accounts."""
-    found = []
-    for column in (postings.c.debit, postings.c.credit):
-        per_account = (
-            select(column, func.sum(postings.c.amount).label("amount"))
-            .where(postings.c.accounting_date == accounting_date)
-            .group_by(column)
-            .subquery()
+def movements(connection: Connection, accounting_date: str) -> dict[tuple[str, str], Moved]:
+    """(account, code) → what moved under a date, without the postings of its own close. Riders' accounts are one: `rider`."""
+    found: dict[tuple[str, str], Moved] = {}
+    for side, column in (("debits", postings.c.debit), ("credits", postings.c.credit)):
+        account = case((column.like("rider:%"), "rider"), else_=column)
+        rows = connection.execute(
+            select(account, postings.c.code, func.sum(postings.c.amount))
+            .where(postings.c.accounting_date == accounting_date, postings.c.code.not_in(OF_THE_CLOSE))
+            .group_by(account, postings.c.code)
         )
-        found.append(int(connection.execute(select(func.coalesce(func.sum(per_account.c.amount), 0))).scalar_one()))
-    return found[0], found[1]
+        for name, code, amount in rows:
+            setattr(found.setdefault((name, code), Moved()), side, int(amount))
+    return found
 
 
 # ---- what a date's seal covers, each row as the hash of its content (clearing/seals.py)
@@ -456,8 +375,8 @@ def sealed_legs(connection: Connection, accounting_date: str) -> Iterator[bytes]
 
 def sealed_postings(connection: Connection, accounting_date: str, *, settled: bool) -> Iterator[bytes]:
     """The date's postings, by transaction: those of the close itself (`settled`), or all others."""
-    code = Code.SETTLED.value
-    these = and_(postings.c.accounting_date == accounting_date, (postings.c.code == code) if settled else postings.c.code != code)
+    own = postings.c.code.in_(OF_THE_CLOSE) if settled else postings.c.code.not_in(OF_THE_CLOSE)
+    these = and_(postings.c.accounting_date == accounting_date, own)
     return _leaves(connection, postings, these, postings.c.transaction_id, postings.c.number)
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from clearing import seals
 from clearing.close import check_shares
-from clearing.commands import agreements_of, now
+from clearing.commands import now, rules_of
 from fare_engine import jobs
 from fare_engine.application import Application
 from fare_engine.commands import Opened, Store, open_store
@@ -63,8 +63,7 @@ def verify_opened(opened: Opened) -> Verified:
         return found.findings
 
     def check_shared(connection: Connection) -> list[Finding]:
-        agreements = agreements_of(opened.tariff, opened.tariff_folder)
-        return check_shares(connection, agreements, opened.tariff.scopes_of_caps())
+        return check_shares(connection, rules_of(opened.tariff, opened.tariff_folder))
 
     findings: list[Finding] = []
     checks: dict[str, Check] = {"database": check_store, "closes": seals.check, "settlements": check_shared}

@@ -55,6 +55,8 @@ def split(total: int, weights: Mapping[str, int]) -> dict[str, int]:
     whole = sum(weights.values())
     if whole <= 0:
         raise ValueError(f"no weight to share {total} by: {dict(weights)!r}")
+    if total < 0:  # what is taken back is split as it was given
+        return {party: -parts for party, parts in split(-total, weights).items()}
     amount = total * PARTS
     found = {}
     rests = []

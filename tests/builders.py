@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import text as sql
 
+from clearing.agreements import Known
 from clearing.audit import AuditReport, audit_store
 from clearing.close import Closed
 from clearing.commands import clear_date, end_of
@@ -52,6 +53,15 @@ from fare_engine.tap_format import (
 from fare_engine.tariff.compile import CompiledTariff, load_compiled
 from fare_engine.tokens import stored_token
 
+TOWN = Known(
+    parties=frozenset(("RAIL", "BUSCO", "COOP", "BOATS", "CITY", "SPONSOR")),
+    currency="VND",
+    networks=frozenset(("metro", "bus", "boat", "charter")),
+    products=frozenset(("DAY", "WEEK", "BOOK")),
+    categories=frozenset(("adult", "student", "elderly")),
+    routes=frozenset(("M", "10", "11", "F", "P")),
+)
+"""What a clearing.toml of the little city may name."""
 ROOT = Path(__file__).parent.parent
 HCMC = ROOT / "tariffs" / "hcmc"
 TUESDAY = "2026-03-03"
@@ -147,6 +157,7 @@ SPONSOR,Nhà tài trợ,A sponsor,sponsor
 [clearing]
 agreement_version = "1"
 currency = "VND"
+open_items_share = "100%"
 
 [[agreements]]
 agreement_id = "own-legs"
@@ -159,14 +170,14 @@ valid_from = 2026-01-01
 agreement_id = "caps-by-day"
 name = { vi = "Trần", en = "Caps" }
 covers = "caps"
-method = "day_fares"
+method = "paid_fares"
+scope = "service_day"
 valid_from = 2026-01-01
 
 [[agreements]]
 agreement_id = "passes"
 name = { vi = "Vé", en = "Passes" }
 covers = "products"
-products = ["DAY", "WEEK", "BOOK"]
 method = "use"
 without_use = { RAIL = 2, BUSCO = 1 }
 valid_from = 2026-01-01

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from starlette.testclient import TestClient
 
 from clearing.close import close_through
-from clearing.commands import agreements_of, end_of
+from clearing.commands import end_of, rules_of
 from fare_engine import enrolment, publications, publishing
 from fare_engine.certificates import DeviceLimits, make_request
 from fare_engine.ids import DeviceId, StopId
@@ -249,9 +249,8 @@ def test_no_statement_names_a_traveller_or_a_token(desk: Desk) -> None:
     bus.board("08:00", "anna")
     bus.board("08:01", "nobody", medium="emv")
     desk.taken(bus.new())
-    agreements = agreements_of(desk.tariff, HCMC)
-    caps = desk.tariff.scopes_of_caps()
-    found = close_through(desk.database, agreements, caps, "2026-03-02", lambda on: end_of(desk.tariff, on))
+    rules = rules_of(desk.tariff, HCMC)
+    found = close_through(desk.database, rules, "2026-03-02", lambda on: end_of(desk.tariff, on), despite="a test")
     published = b"\n".join(found[-1].documents.values()).decode()
     assert "OP-FUTA" in published
     for name in ("anna", stored_token(SERVER_KEY, token_of("anna")), "bus-1/"):

@@ -1,67 +1,156 @@
-"""Which agreement shares a pool's money of a service date, and what a wrong clearing.toml is told."""
+"""Which agreement shares a line's money of a service date, and what a wrong clearing.toml is told."""
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from clearing.agreements import Agreements, load_agreements
+from clearing.agreements import Agreements, load_agreements, period_of
+from clearing.commands import rules_of
 from fare_engine.errors import CloseError, InputError
-from tests.builders import HCMC, NETWORK
+from tests.builders import HCMC, NETWORK, TOWN
 
-PARTIES = ("RAIL", "BUSCO", "CITY")
 GOOD = NETWORK["clearing.toml"]
+NAME = 'name = { vi = "x", en = "x" }\nvalid_from = 2026-01-01\n'
+RIDER = ("bus", "single", "riders", "2026-03-03")
 
 
 def load(folder: Path, text: str) -> Agreements:
     path = folder / "clearing.toml"
     path.write_text(text, encoding="utf-8")
-    return load_agreements(path, PARTIES, "VND")
+    return load_agreements(path, TOWN)
+
+
+def before_the_others(row: str) -> str:
+    """The little city's agreements with another one that is looked at first."""
+    return GOOD.replace("[[agreements]]", f"[[agreements]]\n{NAME}{row}\n\n[[agreements]]", 1)
 
 
 @pytest.mark.parametrize(
-    ("pool", "agreement"),
+    ("line", "agreement"),
     [
-        ("rider|bus|single", "own-legs"),
-        ("CITY|metro|single", "own-legs"),
-        ("product:BOOK|bus|BOOK", "own-legs"),
-        ("rider|cap:day|single", "caps-by-day"),
-        ("product:DAY|release|DAY", "passes"),
-        ("product:BOOK|expiry|BOOK", "passes"),
+        (("list_fare", "bus", "single", "riders"), "own-legs"),
+        (("discount", "metro", "single", "CITY"), "own-legs"),
+        (("product", "bus", "BOOK", "product:BOOK"), "own-legs"),
+        (("cap", "bus", "single", "riders"), "caps-by-day"),
+        (("release", None, "DAY", "product:DAY"), "passes"),
+        (("expiry", None, "BOOK", "product:BOOK"), "passes"),
     ],
 )
-def test_a_pool_is_shared_by_the_agreement_that_covers_what_it_is(tmp_path: Path, pool: str, agreement: str) -> None:
-    found = load(tmp_path, GOOD)
-    assert found.find(pool, "2026-03-03").agreement_id == agreement
+def test_a_line_s_money_is_shared_by_the_agreement_that_covers_it(
+    tmp_path: Path, line: tuple[str, str | None, str, str], agreement: str
+) -> None:
+    assert load(tmp_path, GOOD).find(*line, "2026-03-03").agreement_id == agreement
 
 
 def test_agreements_hold_between_their_dates_both_included_and_the_first_that_fits_shares(tmp_path: Path) -> None:
     old = GOOD.replace("valid_from = 2026-01-01", "valid_from = 2026-01-01\nvalid_to = 2026-03-03", 1)
-    new = GOOD[GOOD.index("[[agreements]]") : GOOD.index("[[agreements]]", 70)].replace("own-legs", "new-legs")
+    new = GOOD[GOOD.index("[[agreements]]") : GOOD.index("[[agreements]]", 100)].replace("own-legs", "new-legs")
     found = load(tmp_path, old + new)
-    ids = [found.find("rider|bus|single", date).agreement_id for date in ("2026-01-01", "2026-03-03", "2026-03-04")]
+    dates = ("2026-01-01", "2026-03-03", "2026-03-04")
+    ids = [found.find("list_fare", "bus", "single", "riders", date).agreement_id for date in dates]
     assert ids == ["own-legs", "own-legs", "new-legs"]
-    assert (found.covers("new-legs"), found.covers("passes")) == ("legs", "products")
 
 
 @pytest.mark.parametrize(
-    ("pool", "date"),
-    [("rider|bus|single", "2025-12-31"), ("product:MONTH|release|MONTH", "2026-03-03"), ("rider|cap:day|single", "2025-12-31")],
+    ("filters", "fitting", "others"),
+    [
+        ('networks = ["metro"]', ("list_fare", "metro", "single", "riders"), ("list_fare", "bus", "single", "riders")),
+        ('paid_by = ["CITY"]', ("discount", "bus", "single", "CITY"), ("discount", "bus", "single", "riders")),
+        ('products = ["BOOK"]', ("product", "bus", "BOOK", "product:BOOK"), ("product", "bus", "WEEK", "product:WEEK")),
+    ],
 )
-def test_a_pool_that_no_agreement_covers_cannot_be_closed(tmp_path: Path, pool: str, date: str) -> None:
-    with pytest.raises(CloseError, match=f"no agreement covers the pool {pool.replace('|', '[|]')} on {date}"):
-        load(tmp_path, GOOD).find(pool, date)
+def test_an_agreement_may_be_for_some_networks_payers_or_products_only(
+    tmp_path: Path, filters: str, fitting: tuple[str, ...], others: tuple[str, ...]
+) -> None:
+    found = load(tmp_path, before_the_others(f'agreement_id = "some"\ncovers = "legs"\nmethod = "own_leg"\n{filters}'))
+    assert found.find(*fitting, "2026-03-03").agreement_id == "some"  # type: ignore[arg-type]
+    assert found.find(*others, "2026-03-03").agreement_id == "own-legs"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("covers", "kinds"),
+    [
+        ("fares", ("list_fare", "companions")),
+        ("surcharges", ("surcharge",)),
+        ("coupons", ("product",)),
+        ("discounts", ("discount",)),
+        ("transfers", ("transfer",)),
+        ("rewards", ("reward", "rebate")),
+    ],
+)
+def test_an_agreement_may_be_for_some_kinds_of_line_only(tmp_path: Path, covers: str, kinds: tuple[str, ...]) -> None:
+    found = load(tmp_path, before_the_others(f'agreement_id = "some"\ncovers = "{covers}"\nmethod = "own_leg"'))
+    every = ("list_fare", "companions", "surcharge", "product", "discount", "transfer", "reward", "rebate")
+    assert tuple(kind for kind in every if found.find(kind, *RIDER).agreement_id == "some") == kinds
+
+
+def test_an_agreement_of_a_pair_holds_only_where_nobody_else_took_part(tmp_path: Path) -> None:
+    row = 'agreement_id = "pair"\ncovers = "legs"\nmethod = "standalone_fares"\nscope = "journey"\noperators = ["RAIL", "BUSCO"]'
+    found = load(tmp_path, before_the_others(row))
+    assert found.find("list_fare", *RIDER, {"RAIL", "BUSCO"}).agreement_id == "pair"
+    assert found.find("list_fare", *RIDER, {"RAIL", "BUSCO", "COOP"}).agreement_id == "own-legs"
+    assert found.find("list_fare", *RIDER).agreement_id == "own-legs"
+
+
+@pytest.mark.parametrize(
+    ("scope", "date", "period"),
+    [
+        ("service_day", "2026-03-03", ("2026-03-03", "2026-03-03")),
+        (None, "2026-03-03", ("2026-03-03", "2026-03-03")),
+        ("week", "2026-03-02", ("2026-03-02", "2026-03-08")),
+        ("week", "2026-03-08", ("2026-03-02", "2026-03-08")),
+        ("month", "2026-03-01", ("2026-03-01", "2026-03-31")),
+        ("month", "2026-02-28", ("2026-02-01", "2026-02-28")),
+        ("month", "2026-12-31", ("2026-12-01", "2026-12-31")),
+    ],
+)
+def test_periods_are_days_weeks_from_monday_and_calendar_months(scope: str | None, date: str, period: tuple[str, str]) -> None:
+    assert period_of(scope, date) == period
+
+
+def test_vat_is_exempt_unless_a_row_says_otherwise(tmp_path: Path) -> None:
+    found = load(tmp_path, GOOD + f'\n[[vat]]\n{NAME}state = "taxed"\npercent = "8"\nnetworks = ["boat"]\n')
+    taxed = found.tax("boat", "single", "2026-03-03")
+    assert taxed is not None
+    assert (taxed.state, taxed.percent) == ("taxed", "8")
+    assert found.tax("bus", "single", "2026-03-03") is None
+    assert found.tax("boat", "single", "2025-03-03") is None
+
+
+def test_the_share_of_open_items_is_one_in_a_thousand_unless_the_file_says_otherwise(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).most_open == 1
+    assert load(tmp_path, GOOD.replace('open_items_share = "100%"\n', "")).most_open == Fraction(1, 1000)
+
+
+def test_a_line_that_no_agreement_covers_cannot_be_closed(tmp_path: Path) -> None:
+    with pytest.raises(CloseError, match=r"no agreement covers list_fare paid by riders on bus \(single\) of 2025-12-31"):
+        load(tmp_path, GOOD).find("list_fare", "bus", "single", "riders", "2025-12-31")
+
+
+def agreement(row: str) -> str:
+    return f'\n[[agreements]]\nagreement_id = "odd"\n{NAME}{row}\n'
 
 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
         ('currency = "VND"', 'currency = "EUR"', "clearing.toml: clearing.currency: the tariff's is VND (found 'EUR')"),
+        ('"100%"', '"half"', "clearing.toml: clearing.open_items_share: a share is written as \"0.1%\" (found 'half')"),
+        ('"100%"', '"100.5%"', "clearing.toml: clearing.open_items_share: more than all (found '100.5%')"),
+        ('"100%"', '"1%"\nraw_taps_kept_days = 0', "clearing.toml: clearing.raw_taps_kept_days: less than a day (found 0)"),
+        (
+            '"own-legs"',
+            '"own legs"',
+            "clearing.toml: agreements[0] agreement_id: letters, digits, - _ and . only (found 'own legs')",
+        ),
+        ('"own-legs"', '"passes"', "clearing.toml: agreements[2] agreement_id: stands twice (found 'passes')"),
         (
             'method = "own_leg"',
             'method = "use"',
-            "clearing.toml: agreements[0] own-legs method: legs are shared by own_leg (found 'use')",
+            "clearing.toml: agreements[0] own-legs method: use is for products (found 'use')",
         ),
         (
             "valid_from = 2026-01-01",
@@ -77,6 +166,7 @@ def test_a_pool_that_no_agreement_covers_cannot_be_closed(tmp_path: Path, pool: 
         ),
         ('covers = "caps"', 'covers = "hats"', "clearing.toml: not a clearing.toml (found \"Invalid enum value 'hats'"),
         ("[clearing]", "[clearing", "clearing.toml: not a clearing.toml (found "),
+        ('method = "own_leg"', 'methods = "own_leg"', "clearing.toml: not a clearing.toml (found "),
     ],
 )
 def test_a_wrong_clearing_toml_is_refused_with_place_and_value(tmp_path: Path, old: str, new: str, says: str) -> None:
@@ -86,14 +176,99 @@ def test_a_wrong_clearing_toml_is_refused_with_place_and_value(tmp_path: Path, o
     assert [str(fault) for fault in error.value.faults if str(fault).startswith(says)], str(error.value)
 
 
+LEGS = 'covers = "legs"\n'
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ('covers = "products"\nmethod = "own_leg"', "method: passes and books are shared by use, fixed shares or gross_cost"),
+        (LEGS + 'method = "standalone_fares"', "scope: a method that weighs needs one"),
+        (LEGS + 'method = "own_leg"\nscope = "journey"', "scope: own_leg has none (found 'journey')"),
+        ('covers = "caps"\nmethod = "paid_fares"\nscope = "leg"', "scope: a cap stands for several legs"),
+        (
+            'covers = "products"\nmethod = "use"\nscope = "journey"\nwithout_use = { RAIL = 1 }',
+            "scope: use is counted by service_day, week or month",
+        ),
+        (LEGS + 'method = "fixed"', "shares: method fixed needs shares"),
+        (LEGS + 'method = "fixed"\nshares = { RAIL = 0 }', "shares: method fixed needs shares"),
+        (LEGS + 'method = "own_leg"\nshares = { RAIL = 1 }', "shares: method fixed needs shares"),
+        (LEGS + 'method = "fixed"\nshares = { TRAM = 1 }', "shares: names no party (found 'TRAM')"),
+        (LEGS + 'method = "per_ride"\nresidual = "CITY"', "amount: method per_ride needs an amount"),
+        (LEGS + 'method = "per_ride"\namount = -1\nresidual = "CITY"', "amount: below zero"),
+        (LEGS + 'method = "per_ride"\namount = 1', "residual: methods per_ride and gross_cost name who has the rest"),
+        (LEGS + 'method = "gross_cost"\nresidual = "TRAM"', "residual: names no party (found 'TRAM')"),
+        (
+            'covers = "fares"\nmethod = "per_ride"\namount = 1\nresidual = "CITY"',
+            "covers: an amount for each ride needs the whole legs",
+        ),
+        (LEGS + 'method = "own_leg"\noperators = ["RAIL"]', "operators: only a method that weighs journeys or periods"),
+        (LEGS + 'method = "own_leg"\nunknown_m = { bus = 5000 }', "unknown_m: only methods by distance have it"),
+        (
+            LEGS + 'method = "tariff_km"\nscope = "journey"\nunknown_m = { tram = 1 }',
+            "unknown_m: names no network (found 'tram')",
+        ),
+        (LEGS + 'method = "own_leg"\nnetworks = ["tram"]', "networks: names no network (found 'tram')"),
+        (LEGS + 'method = "own_leg"\nproducts = ["TRAM"]', "products: names no product (found 'TRAM')"),
+        (LEGS + 'method = "own_leg"\npaid_by = ["NOBODY"]', "paid_by: names no payer (found 'NOBODY')"),
+    ],
+)
+def test_an_agreement_that_does_not_hold_together_is_refused(tmp_path: Path, row: str, says: str) -> None:
+    with pytest.raises(InputError) as error:
+        load(tmp_path, GOOD + agreement(row))
+    assert [fault for fault in error.value.faults if str(fault).startswith(f"clearing.toml: agreements[3] odd {says}")], str(
+        error.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "says"),
+    [
+        ("fees", 'paid_by = "TRAM"\npaid_to = "CITY"\nbase = "settled"\npercent = "1"', "paid_by: names no party (found 'TRAM')"),
+        ("fees", 'paid_by = "RAIL"\npaid_to = "TRAM"\nbase = "settled"\npercent = "1"', "paid_to: names no party (found 'TRAM')"),
+        ("fees", 'paid_by = "RAIL"\npaid_to = "CITY"\nbase = "settled"', "percent: a fee is either a percent or an amount"),
+        ("fees", 'paid_by = "RAIL"\npaid_to = "CITY"\nbase = "settled"\namount = 5', "base: an amount is for each ride"),
+        ("fees", 'paid_by = "RAIL"\npaid_to = "CITY"\nbase = "rides"\namount = 0', "amount: a fee is above zero"),
+        ("fees", 'paid_by = "RAIL"\npaid_to = "CITY"\nbase = "settled"\npercent = "x"', "percent: no number"),
+        ("fees", 'paid_by = "RAIL"\npaid_to = "CITY"\nbase = "settled"\npercent = "101"', "percent: not between 0 and 100"),
+        (
+            "fees",
+            'paid_by = "operators"\npaid_to = "CITY"\nbase = "sales"\npercent = "1"',
+            "paid_by: sales are not one operator's",
+        ),
+        (
+            "fees",
+            'paid_by = "RAIL"\npaid_to = "CITY"\nbase = "cash_held"\npercent = "1"\nnetworks = ["bus"]',
+            "networks: cash_held is not known by network",
+        ),
+        ("subsidies", 'paid_by = "TRAM"\namount = 5', "paid_by: names no party (found 'TRAM')"),
+        ("subsidies", 'paid_by = "CITY"\namount = 0', "amount: a subsidy is above zero"),
+        ("subsidies", 'paid_by = "CITY"\namount = 1\nroutes = ["99"]', "routes: names no route (found '99')"),
+        ("subsidies", 'paid_by = "CITY"\namount = 1\nrider_categories = ["cat"]', "rider_categories: names no rider category"),
+    ],
+)
+def test_a_fee_or_subsidy_that_does_not_hold_together_is_refused(tmp_path: Path, table: str, row: str, says: str) -> None:
+    field = {"fees": "fee_id", "subsidies": "subsidy_id"}[table]
+    with pytest.raises(InputError) as error:
+        load(tmp_path, GOOD + f'\n[[{table}]]\n{field} = "odd"\n{NAME}{row}\n')
+    assert [fault for fault in error.value.faults if str(fault).startswith(f"clearing.toml: {table}[0] odd {says}")], str(
+        error.value
+    )
+
+
+def test_what_is_exempt_has_no_rate(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="what is exempt has no rate"):
+        load(tmp_path, GOOD + f'\n[[vat]]\n{NAME}state = "exempt"\npercent = "8"\n')
+
+
 def test_a_city_without_a_clearing_toml_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the file is missing"):
-        load_agreements(tmp_path / "clearing.toml", PARTIES, "VND")
+        load_agreements(tmp_path / "clearing.toml", TOWN)
 
 
 def test_the_city_s_agreements_cover_every_product_that_its_tariffs_sell(hcmc, hcmc_adopted) -> None:  # type: ignore[no-untyped-def]
-    found = load_agreements(HCMC / "clearing.toml", hcmc.network.parties.keys(), "VND")
     for tariff, date in ((hcmc, "2024-12-22"), (hcmc_adopted, "2026-03-01")):
+        found = rules_of(tariff, HCMC).agreements
         version = list(tariff.versions.values())[-1]
         for product in version.products:
-            assert found.find(f"product:{product}|release|{product}", date)
+            assert found.find("release", None, product, f"product:{product}", date)
