@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from fare_engine.errors import CloseError, Fault, InputError
+from fare_engine.ledger import SINGLE
 
 Method: TypeAlias = Literal[
     "own_leg",  # whoever carries a leg receives its money
@@ -90,6 +91,8 @@ class Agreement(Dated, frozen=True, kw_only=True):
     scope: Scope | None = None
     """Over what a method that weighs looks; of `products`: over which period use is counted."""
     networks: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+    """Only lines of these rules of the tariff, as one of several caps."""
     operators: tuple[str, ...] = ()
     """Only where all operators of the scope are among these: an agreement of a pair, or of a few."""
     products: tuple[str, ...] = ()
@@ -113,13 +116,14 @@ class Agreement(Dated, frozen=True, kw_only=True):
         """Whether more than one leg must be looked at."""
         return self.method in WEIGHED and self.scope != "leg"
 
-    def fits(self, kind: str, network_id: str | None, product: str, paid_by: str, service_date: str) -> bool:
+    def fits(self, kind: str, rule_id: str, network_id: str | None, paid_by: str, service_date: str) -> bool:
         """Whether a line is covered; which operators there are is asked apart."""
         return (
             kind in ALL_KINDS[self.covers]
             and self.holds_on(service_date)
             and (not self.networks or network_id in self.networks)
-            and (not self.products or product in self.products)
+            and (not self.rules or rule_id.partition("/")[0] in self.rules)
+            and (not self.products or product_of(kind, rule_id) in self.products)
             and (not self.paid_by or paid_by in self.paid_by)
         )
 
@@ -181,8 +185,8 @@ class Agreements(Strict, frozen=True, kw_only=True):
     def find(
         self,
         kind: str,
+        rule_id: str,
         network_id: str | None,
-        product: str,
         paid_by: str,
         service_date: str,
         operators: Collection[str] | None = None,
@@ -190,13 +194,13 @@ class Agreements(Strict, frozen=True, kw_only=True):
         """The first agreement that covers a line. `operators`: those of the journey or day, where they are known; without them
         the agreements between some operators only are passed over. CloseError where none is left."""
         for row in self.agreements:
-            if not row.fits(kind, network_id, product, paid_by, service_date):
+            if not row.fits(kind, rule_id, network_id, paid_by, service_date):
                 continue
             if row.operators and (operators is None or not set(operators) <= set(row.operators)):
                 continue
             return row
         raise CloseError(
-            f"no agreement covers {kind} paid by {paid_by} on {network_id or 'no network'} ({product}) of {service_date}"
+            f"no agreement covers {kind} {rule_id} paid by {paid_by} on {network_id or 'no network'} of {service_date}"
         )
 
     def row(self, agreement_id: str) -> Agreement:
@@ -215,6 +219,11 @@ class Agreements(Strict, frozen=True, kw_only=True):
     def most_open(self) -> Fraction:
         """The share of the taps above which open items stop the publishing."""
         return _share(self.clearing.open_items_share)
+
+
+def product_of(kind: str, rule_id: str) -> str:
+    """The product whose money a line is; `single` for fares."""
+    return rule_id.partition("/")[2] if kind in ("product", "release", "expiry") else SINGLE
 
 
 def period_of(scope: str | None, service_date: str) -> tuple[str, str]:
@@ -238,6 +247,7 @@ class Known(msgspec.Struct, frozen=True):
     parties: frozenset[str]
     currency: str
     networks: frozenset[str] = frozenset()
+    rules: frozenset[str] = frozenset()
     products: frozenset[str] = frozenset()
     categories: frozenset[str] = frozenset()
     routes: frozenset[str] = frozenset()
@@ -348,6 +358,7 @@ def _name_faults(place: str, row: Agreement, known: Known) -> Iterator[Fault]:
     yield from _unknown(place, "residual", [row.residual] if row.residual else [], known.parties, "party")
     for field, names in (("networks", row.networks), ("unknown_m", row.unknown_m)):
         yield from _unknown(place, field, names, known.networks, "network")
+    yield from _unknown(place, "rules", row.rules, known.rules, "rule")
     yield from _unknown(place, "products", row.products, known.products, "product")
     payers = known.parties | {"riders"} | {f"product:{name}" for name in known.products}
     yield from _unknown(place, "paid_by", row.paid_by, payers, "payer")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from clearing import pools
-from clearing.agreements import LONG, RIDERS, Agreement, Agreements, period_of
+from clearing.agreements import LONG, RIDERS, Agreement, Agreements, period_of, product_of
 from clearing.pools import Shares
 from fare_engine import ledger
 from fare_engine.errors import CloseError
@@ -103,8 +103,7 @@ def alone(agreement: Agreement, operator_id: str, amount: int) -> Shares:
 
 def _without_others(line: BagLine, paid_by: str, agreements: Agreements) -> Agreement:
     """The agreement by which the line's money was given before other legs were looked at."""
-    product = product_of(line.kind, line.rule_id)
-    return agreements.find(line.kind, line.network_id, product, paid_by, line.service_date)
+    return agreements.find(line.kind, line.rule_id, line.network_id, paid_by, line.service_date)
 
 
 def pool_of(line: BagLine, paid_by: str) -> str:
@@ -113,11 +112,6 @@ def pool_of(line: BagLine, paid_by: str) -> str:
     if line.kind == "cap":
         return f"{debtor}|cap:{line.rule_id}|{ledger.SINGLE}"
     return f"{debtor}|{line.network_id}|{product_of(line.kind, line.rule_id)}"
-
-
-def product_of(kind: str, rule_id: str) -> str:
-    """The product whose money a line is; `single` for fares."""
-    return rule_id.partition("/")[2] if kind in ("product", "release", "expiry") else ledger.SINGLE
 
 
 def _legs(lines: Iterable[BagLine], rides: Mapping[str, BagRide]) -> dict[str, _Leg]:
@@ -149,9 +143,8 @@ def _choose(
     through: str,
 ) -> tuple[Agreement, list[_Leg]] | None:
     """The agreement for a line and the legs it looks at; None where it does not weigh."""
-    product = product_of(line.kind, line.rule_id)
     for row in agreements.agreements:
-        if not row.fits(line.kind, line.network_id, product, paid_by, line.service_date):
+        if not row.fits(line.kind, line.rule_id, line.network_id, paid_by, line.service_date):
             continue
         if not row.weighs:
             return None

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from clearing import frozen, netting, pools, seals, share_store, statements, store
 from clearing.agreements import Agreements, Fee
 from clearing.bags import Pool
+from clearing.frozen import OpenItems
 from clearing.payments import Payment, payments_of
 from clearing.pools import PoolState, Shares
 from clearing.sharing import CapScopes, Sharing, share
@@ -353,8 +354,9 @@ def _documents(
 ) -> dict[str, bytes]:
     made = statements.compose(facts, agreements)
     documents = {f"{statement.party_id}.csv": statements.statement_csv(statement) for statement in made}
-    for operator_id, content in _device_documents(connection, facts).items():
+    for operator_id, content in _device_documents(connection, facts.accounting_date, facts.zone).items():
         documents[f"{operator_id}.devices.csv"] = content
+    documents["open-items.csv"] = _open_items_document(facts.open_items)
     documents["positions.csv"] = statements.positions_csv(found.net, made)
     documents["payments.csv"] = statements.table_csv(
         ("payment_id", "party_id", "amount"), ((one.payment_id, one.party_id, one.amount) for one in found.payments)
@@ -363,11 +365,20 @@ def _documents(
     return dict(sorted(documents.items()))
 
 
-def _device_documents(connection: Connection, facts: Books) -> dict[str, bytes]:
+def _open_items_document(items: Iterable[OpenItems]) -> bytes:
+    """What is open for anybody; parties' statements show each his own."""
+    rows = (
+        (item.kind, item.party_id, statements.harmless(item.reason), item.owner, item.count, item.of_date, item.since)
+        for item in items
+    )
+    return statements.table_csv(("kind", "party_id", "reason", "owner", "count", "of_date", "since_ms"), rows)
+
+
+def _device_documents(connection: Connection, date: str, zone: str) -> dict[str, bytes]:
     """Each operator's devices: their last position and contact, and what is known to be missing."""
     rows: dict[str, list[tuple[object, ...]]] = defaultdict(list)
-    for device in frozen.list_positions(connection, facts.accounting_date):
-        contact = format_instant(device.last_contact, facts.zone)
+    for device in frozen.list_positions(connection, date):
+        contact = format_instant(device.last_contact, zone)
         rows[device.operator_id].append((device.device_id, device.epoch, device.sequence, contact, device.missing))
     columns = ("device_id", "epoch", "sequence", "last_contact", "missing")
     return {operator_id: statements.table_csv(columns, found) for operator_id, found in rows.items()}
@@ -387,22 +398,30 @@ def verify(connection: Connection) -> list[str]:
 
 
 def check_shares(connection: Connection, rules: Rules) -> list[Finding]:
-    """What of the published dates' settlements, pools, payments and balances is not what their lines and agreements give.
-    Empty: nothing."""
+    """What of the published dates' settlements, pools, payments, balances and frozen facts is not what their lines, agreements
+    and documents give. Empty: nothing."""
     found: list[Finding] = []
+    long_travellers: set[tuple[str, str]] = set()
     for sealed in store.list_seals(connection):
         on = sealed.accounting_date
         try:
-            found += check_date(connection, rules, on)
+            found += check_date(connection, rules, on, long_travellers)
         except (MottheError, SQLAlchemyError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
             found.append(Finding("pool_shares", on, f"cannot be computed again: {type(error).__name__}: {error}"))
+    for last, traveller_id in sorted(long_travellers ^ share_store.all_long_travellers(connection)):
+        found.append(Finding("long_periods", f"{last}/{traveller_id}", "is not what the lines of the period give"))
     return found
 
 
-def check_date(connection: Connection, rules: Rules, on: str) -> Iterator[Finding]:
-    """The same for one date."""
+def check_date(connection: Connection, rules: Rules, on: str, long_travellers: set[tuple[str, str]]) -> Iterator[Finding]:
+    """The same for one date; adds the travellers of whom more is shared at the end of a week or month."""
     rows, movements = store.pool_rows(connection, on), store.movements(connection, on)
     computed = _shared(connection, rows, movements, rules, on)
+    long_travellers |= computed.sharing.long_travellers
+    yield from _check_frozen(connection, rules, on)
+    for use in sorted(set(computed.sharing.used) ^ share_store.uses_under(connection, on)):
+        key = f"{on}/{use.product_id}/{use.service_date}/{use.kind}/{use.operator_id}"
+        yield Finding("product_uses", key, f"{use.amount} of {use.legs} rides is not what the date's lines give")
     wanted = {(*pool, party, amount) for pool, paid in computed.settled.items() for party, amount in paid.items()}
     for pool, agreement, party, amount in sorted(wanted ^ set(store.list_settlements(connection, on))):
         yield Finding("settlements", f"{on}/{pool}/{agreement}/{party}", f"{amount} is not what the date's lines give")
@@ -418,6 +437,18 @@ def check_date(connection: Connection, rules: Rules, on: str) -> Iterator[Findin
     closing = _closing(store.balances_before(connection, on), _balances(movements, computed.entries))
     for account, amount in sorted(set(closing.items()) ^ set(store.list_balances(connection, on).items())):
         yield Finding("closing_balances", f"{on}/{account}", f"{amount} is not what the date's postings give")
+
+
+def _check_frozen(connection: Connection, rules: Rules, on: str) -> Iterator[Finding]:
+    """What was written down at the freeze stands in the documents that were published."""
+    held = store.published(connection, on)
+    if held.get("open-items.csv") != _open_items_document(frozen.list_open(connection, on)):
+        yield Finding("open_items", on, "are not those that were published")
+    devices = _device_documents(connection, on, rules.tariff.zone)
+    published = {name.removesuffix(".devices.csv"): content for name, content in held.items() if name.endswith(".devices.csv")}
+    for operator_id in sorted(devices.keys() | published.keys()):
+        if devices.get(operator_id) != published.get(operator_id):
+            yield Finding("device_positions", f"{on}/{operator_id}", "are not those that were published")
 
 
 def _as_kept(state: PoolState) -> PoolState:

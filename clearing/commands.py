@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from fare_engine.errors import CloseError
 from fare_engine.money import format_amount
 from fare_engine.service_day import day_starts_at, to_day
 from fare_engine.tariff.compile import CompiledTariff
+from fare_engine.tariff.model import Version
 
 app = typer.Typer()
 
@@ -135,11 +136,19 @@ def rules_of(tariff: CompiledTariff, folder: Path, agreements: Path | None = Non
         frozenset(network.parties),
         tariff.currency,
         frozenset(network.networks),
+        frozenset(rule for version in tariff.tariff.versions for rule in _rule_ids(version)),
         frozenset(row.product_id for version in tariff.tariff.versions for row in version.file.products),
         tariff.categories,
         frozenset(network.routes),
     )
     return Rules(load_agreements(agreements or own / "clearing.toml", known), tariff)
+
+
+def _rule_ids(version: Version) -> Iterator[str]:
+    """The ids of the rules that agreements may name."""
+    file = version.file
+    for rows in (file.caps, file.best_of, file.discounts, file.joining_rules, file.surcharges, file.rewards, file.rebates):
+        yield from (row.rule_id for row in rows)
 
 
 def write_documents(data: Path, closed: list[Closed]) -> Path:

@@ -40,7 +40,7 @@ PART = 1000
 _STREAM = {"yield_per": 5000}
 
 
-class DayUse(msgspec.Struct, frozen=True):
+class DayUse(msgspec.Struct, frozen=True, order=True):
     """What a product released on a service date (kind `release` or `expiry`), or paid of an operator's rides (`use`)."""
 
     accounting_date: str
@@ -111,6 +111,11 @@ def add_long_travellers(connection: Connection, found: Iterable[tuple[str, str]]
         rows = [{"last_date": last, "traveller_id": name} for last, name in part if (last, name) not in known]
         if rows:
             connection.execute(long_periods.insert(), rows)
+
+
+def all_long_travellers(connection: Connection) -> set[tuple[str, str]]:
+    """(last date, traveller), of all weeks and months."""
+    return {(row.last_date, row.traveller_id) for row in connection.execute(select(long_periods))}
 
 
 def travellers_of(connection: Connection, accounting_date: str, row: Agreement) -> set[tuple[str, str]]:
@@ -213,6 +218,12 @@ def list_uses(connection: Connection, product_id: str, first: str, last: str, be
         .order_by(product_uses.c.service_date, product_uses.c.accounting_date, product_uses.c.kind, product_uses.c.operator_id)
     )
     return [DayUse(**row._mapping) for row in rows]
+
+
+def uses_under(connection: Connection, accounting_date: str) -> set[DayUse]:
+    """What products released and paid under an accounting date."""
+    rows = connection.execute(select(product_uses).where(product_uses.c.accounting_date == accounting_date))
+    return {DayUse(**row._mapping) for row in rows}
 
 
 def uses_between(connection: Connection, first: str, last: str, products: Collection[str]) -> set[tuple[str, str]]:

@@ -14,12 +14,11 @@ import msgspec
 from sqlalchemy import Connection
 
 from clearing import pools, share_store
-from clearing.agreements import LEG_KINDS, LONG, RIDERS, Agreement, Agreements, period_of
-from clearing.bags import BagLine, BagRide, Pool, alone, corrections, product_of
+from clearing.agreements import LEG_KINDS, LONG, RIDERS, Agreement, Agreements, period_of, product_of
+from clearing.bags import BagLine, BagRide, Pool, alone, corrections
 from clearing.pools import Shares
 from clearing.share_store import DayUse, RideRow
 from clearing.store import PoolRow
-from fare_engine import ledger
 from fare_engine.booking import Record
 from fare_engine.errors import CloseError
 from fare_engine.money import PARTS
@@ -68,7 +67,7 @@ def _add_own(changes: dict[Pool, Shares], rows: Iterable[PoolRow], agreements: A
         for paid_by, amount in ((RIDERS, row.amount), (row.bearer, row.funded)):
             if not amount:
                 continue
-            agreement = agreements.find(row.kind, row.network_id, product, paid_by, row.service_date)
+            agreement = agreements.find(row.kind, row.rule_id, row.network_id, paid_by, row.service_date)
             debtor = "rider" if paid_by == RIDERS else paid_by
             where = f"cap:{row.rule_id}" if row.kind == "cap" else row.network_id
             pools.add(
@@ -160,7 +159,7 @@ def _add_rides(changes: dict[Pool, Shares], rides: Iterable[RideRow], agreements
         if row.operator_id is None:
             continue
         for agreement in agreements.agreements:
-            if agreement.fits("list_fare", row.network_id, ledger.SINGLE, RIDERS, row.service_date):
+            if agreement.fits("list_fare", "", row.network_id, RIDERS, row.service_date):
                 if agreement.method == "per_ride" and agreement.amount and agreement.residual:
                     key = f"ride|{agreement.agreement_id}|{row.operator_id}", agreement.agreement_id
                     _pay(changes[key], agreement.residual, row.operator_id, agreement.amount * row.persons)
@@ -226,7 +225,7 @@ def _add_products(
 
 def _period(agreements: Agreements, product: str, on: str) -> tuple[str, str]:
     for row in agreements.agreements:
-        if row.fits("release", None, product, f"product:{product}", on):
+        if row.fits("release", f"/{product}", None, f"product:{product}", on):
             return period_of(row.scope, on)
     return on, on
 
@@ -247,7 +246,7 @@ def product_shares(uses: Iterable[DayUse], agreements: Agreements, through: str)
             released[use.kind, use.product_id, use.service_date] += use.amount
     found: dict[Pool, Shares] = defaultdict(dict)
     for (kind, product, on), amount in sorted(released.items()):
-        agreement = agreements.find(kind, None, product, f"product:{product}", on)
+        agreement = agreements.find(kind, f"/{product}", None, f"product:{product}", on)
         first, last = period_of(agreement.scope, on)
         if last > through:
             first = last = on

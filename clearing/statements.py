@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from clearing import netting
-from clearing.agreements import LEG_KINDS, RIDERS, Agreements
-from clearing.bags import Pool, product_of
+from clearing.agreements import LEG_KINDS, RIDERS, Agreements, product_of
+from clearing.bags import Pool
 from clearing.frozen import OpenItems
 from clearing.pools import Shares
 from clearing.store import PoolRow
@@ -161,7 +161,7 @@ def _add_leg_rows(found: dict[str, list[Row]], books: Books, agreements: Agreeme
         for paid_by, shown, amount in ((RIDERS, cash, row.amount), (row.bearer, row.bearer, row.funded)):
             if not amount and paid_by != RIDERS:
                 continue
-            agreement = agreements.find(row.kind, row.network_id, product, paid_by, row.service_date)
+            agreement = agreements.find(row.kind, row.rule_id, row.network_id, paid_by, row.service_date)
             if agreement.shares or agreement.residual:
                 continue
             debtor = "rider" if paid_by == RIDERS else paid_by

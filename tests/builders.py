@@ -57,6 +57,7 @@ TOWN = Known(
     parties=frozenset(("RAIL", "BUSCO", "COOP", "BOATS", "CITY", "SPONSOR")),
     currency="VND",
     networks=frozenset(("metro", "bus", "boat", "charter")),
+    rules=frozenset(("day", "joint")),
     products=frozenset(("DAY", "WEEK", "BOOK")),
     categories=frozenset(("adult", "student", "elderly")),
     routes=frozenset(("M", "10", "11", "F", "P")),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, select, update
+from sqlalchemy import Connection, Table, bindparam, inspect, select, update
 
 from fare_engine.row_hash import BATCHES, Hasher, batch_row
 from fare_engine.store import schema
@@ -65,7 +65,10 @@ def fill_hashes(connection: Connection) -> None:
 def fill_missing(connection: Connection) -> int:
     """The same for rows that the release before wrote while this one was rolled out; how many they were."""
     filled = 0
+    there = set(inspect(connection).get_table_names())  # tables of later releases are made later
     for name, hasher in HASHERS.items():
+        if name not in there:
+            continue
         table = schema.metadata.tables[name]
         filled += _fill(connection, table, hasher.of)
     return filled + _fill(connection, schema.batches, lambda row: batch_hash(row, row["message"]))

@@ -14,7 +14,7 @@ from tests.builders import HCMC, NETWORK, TOWN
 
 GOOD = NETWORK["clearing.toml"]
 NAME = 'name = { vi = "x", en = "x" }\nvalid_from = 2026-01-01\n'
-RIDER = ("bus", "single", "riders", "2026-03-03")
+RIDER = ("rule", "bus", "riders", "2026-03-03")
 
 
 def load(folder: Path, text: str) -> Agreements:
@@ -31,12 +31,12 @@ def before_the_others(row: str) -> str:
 @pytest.mark.parametrize(
     ("line", "agreement"),
     [
-        (("list_fare", "bus", "single", "riders"), "own-legs"),
-        (("discount", "metro", "single", "CITY"), "own-legs"),
-        (("product", "bus", "BOOK", "product:BOOK"), "own-legs"),
-        (("cap", "bus", "single", "riders"), "caps-by-day"),
-        (("release", None, "DAY", "product:DAY"), "passes"),
-        (("expiry", None, "BOOK", "product:BOOK"), "passes"),
+        (("list_fare", "rule", "bus", "riders"), "own-legs"),
+        (("discount", "rule", "metro", "CITY"), "own-legs"),
+        (("product", "rule/BOOK", "bus", "product:BOOK"), "own-legs"),
+        (("cap", "rule", "bus", "riders"), "caps-by-day"),
+        (("release", "rule/DAY", None, "product:DAY"), "passes"),
+        (("expiry", "rule/BOOK", None, "product:BOOK"), "passes"),
     ],
 )
 def test_a_line_s_money_is_shared_by_the_agreement_that_covers_it(
@@ -50,16 +50,17 @@ def test_agreements_hold_between_their_dates_both_included_and_the_first_that_fi
     new = GOOD[GOOD.index("[[agreements]]") : GOOD.index("[[agreements]]", 100)].replace("own-legs", "new-legs")
     found = load(tmp_path, old + new)
     dates = ("2026-01-01", "2026-03-03", "2026-03-04")
-    ids = [found.find("list_fare", "bus", "single", "riders", date).agreement_id for date in dates]
+    ids = [found.find("list_fare", "rule", "bus", "riders", date).agreement_id for date in dates]
     assert ids == ["own-legs", "own-legs", "new-legs"]
 
 
 @pytest.mark.parametrize(
     ("filters", "fitting", "others"),
     [
-        ('networks = ["metro"]', ("list_fare", "metro", "single", "riders"), ("list_fare", "bus", "single", "riders")),
-        ('paid_by = ["CITY"]', ("discount", "bus", "single", "CITY"), ("discount", "bus", "single", "riders")),
-        ('products = ["BOOK"]', ("product", "bus", "BOOK", "product:BOOK"), ("product", "bus", "WEEK", "product:WEEK")),
+        ('networks = ["metro"]', ("list_fare", "rule", "metro", "riders"), ("list_fare", "rule", "bus", "riders")),
+        ('paid_by = ["CITY"]', ("discount", "rule", "bus", "CITY"), ("discount", "rule", "bus", "riders")),
+        ('rules = ["day"]', ("discount", "day", "bus", "CITY"), ("discount", "other", "bus", "CITY")),
+        ('products = ["BOOK"]', ("product", "rule/BOOK", "bus", "product:BOOK"), ("product", "rule/WEEK", "bus", "product:WEEK")),
     ],
 )
 def test_an_agreement_may_be_for_some_networks_payers_or_products_only(
@@ -126,8 +127,8 @@ def test_the_share_of_open_items_is_one_in_a_thousand_unless_the_file_says_other
 
 
 def test_a_line_that_no_agreement_covers_cannot_be_closed(tmp_path: Path) -> None:
-    with pytest.raises(CloseError, match=r"no agreement covers list_fare paid by riders on bus \(single\) of 2025-12-31"):
-        load(tmp_path, GOOD).find("list_fare", "bus", "single", "riders", "2025-12-31")
+    with pytest.raises(CloseError, match=r"no agreement covers list_fare rule paid by riders on bus of 2025-12-31"):
+        load(tmp_path, GOOD).find("list_fare", "rule", "bus", "riders", "2025-12-31")
 
 
 def agreement(row: str) -> str:
@@ -209,6 +210,7 @@ LEGS = 'covers = "legs"\n'
             "unknown_m: names no network (found 'tram')",
         ),
         (LEGS + 'method = "own_leg"\nnetworks = ["tram"]', "networks: names no network (found 'tram')"),
+        (LEGS + 'method = "own_leg"\nrules = ["none"]', "rules: names no rule (found 'none')"),
         (LEGS + 'method = "own_leg"\nproducts = ["TRAM"]', "products: names no product (found 'TRAM')"),
         (LEGS + 'method = "own_leg"\npaid_by = ["NOBODY"]', "paid_by: names no payer (found 'NOBODY')"),
     ],
@@ -271,4 +273,4 @@ def test_the_city_s_agreements_cover_every_product_that_its_tariffs_sell(hcmc, h
         found = rules_of(tariff, HCMC).agreements
         version = list(tariff.versions.values())[-1]
         for product in version.products:
-            assert found.find("release", None, product, f"product:{product}", date)
+            assert found.find("release", f"x/{product}", None, f"product:{product}", date)
