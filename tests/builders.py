@@ -490,13 +490,13 @@ class Town:
 
     # ---- days
 
-    def close(self, on: str) -> dict[str, bytes]:
+    def close(self, on: str, despite: str = "") -> dict[str, bytes]:
         """The documents of a date's close, which closes what is open before it too."""
-        return self.close_all(on)[-1].documents
+        return self.close_all(on, despite)[-1].documents
 
-    def close_all(self, on: str) -> list[Closed]:
+    def close_all(self, on: str, despite: str = "") -> list[Closed]:
         """Every close that a close makes."""
-        return clear_date(self.opened, on)
+        return clear_date(self.opened, on, despite=despite)
 
     def audit(self, on: str) -> AuditReport:
         """What the auditor says of the books at a date's end."""

@@ -78,6 +78,7 @@ def as_recorded(fact: Fact) -> RecordedFact:
     fields["at_ms"] = fields.pop("at")
     for later in ("given", "amount"):
         assert fields.pop(later, None) is None, "the auditor covers no tariff that looks at it"
+    fields.pop("vehicle_id", None)  # who ran it is known already
     if isinstance(fact, Cancellation):
         del fields["reason"]
         return RecordedCancellation(**fields)
