@@ -16,6 +16,9 @@ from fastapi.staticfiles import StaticFiles
 from clearing import commands as clearing_commands
 from clearing import pages as clearing_pages
 from clearing import tap_commands
+from clearing.collection import commands as collection_commands
+from clearing.collection import pages as collection_pages
+from clearing.collection.opening import open_collector
 from fare_engine import commands as fare_commands
 from fare_engine import device_commands, traveller_commands
 from fare_engine.errors import InputError, MottheError
@@ -27,6 +30,7 @@ from fare_engine.service.app import WORKER_SECONDS, create_app, open_service, sy
 from fare_engine.settings import Settings
 from simulators import demo as demo_commands
 from simulators import faults as fault_commands
+from simulators import provider as provider_commands
 from simulators.control import VirtualClock, control_key, control_routes, end_with_parent
 from validators import commands as terminal_commands
 
@@ -83,9 +87,13 @@ def worker(data: fare_commands.Store = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     jobs = Jobs(service.database, service.application)
+    settings = service.settings
+    collector = open_collector(
+        service.database, service.tariff, settings.tariff, settings.data, settings.provider_url, service.clock
+    )
     while not ended.is_set():
         try:
-            done = jobs.run_turn(service.clock())
+            done = jobs.run_turn(service.clock()) + (collector.run_turn(service.clock()) if collector is not None else 0)
         except Exception as error:  # one traveller's or the database's: the next turn tries again
             typer.echo(f"the turn failed and is tried again: {error!r}", err=True)
             done = 0
@@ -96,7 +104,14 @@ def worker(data: fare_commands.Store = None) -> None:
 
 def web_application(settings: Settings, *, demo: bool, works: bool = True) -> FastAPI:
     """The service with every package's pages; the demo's clock and buttons only where asked for."""
-    routers: tuple[APIRouter, ...] = (live.router, rider.router, qr.router, devices.router, clearing_pages.router)
+    routers: tuple[APIRouter, ...] = (
+        live.router,
+        rider.router,
+        qr.router,
+        devices.router,
+        clearing_pages.router,
+        collection_pages.router,
+    )
     if demo:
         end_with_parent()
         clock = VirtualClock(system_clock())
@@ -107,6 +122,7 @@ def web_application(settings: Settings, *, demo: bool, works: bool = True) -> Fa
     service.works = works
     application = create_app(service, routers)
     application.state.live = live.LiveFigures(service)
+    application.state.pays = collection_pages.collector_of(application) is not None
     service.receipt.listener = application.state.live.listen
     application.mount("/static", StaticFiles(directory=STATIC), name="static")
     return application
@@ -116,6 +132,7 @@ for part in (
     fare_commands.app,
     traveller_commands.app,
     clearing_commands.app,
+    collection_commands.app,
     tap_commands.app,
     device_commands.app,
     terminal_commands.app,
@@ -124,6 +141,7 @@ for part in (
     app.registered_commands += part.registered_commands
     app.registered_groups += part.registered_groups
 
+fault_commands.app.registered_commands += provider_commands.app.registered_commands
 app.add_typer(fault_commands.app, name="simulate")
 
 

@@ -112,3 +112,12 @@ class LinkError(MottheError):
 
 class ClaimError(MottheError):
     """A rider's claim that cannot be taken, or that is decided already."""
+
+
+class CollectionError(MottheError):
+    """A charge, refund, card or provider's message that is refused; `cause` is a stable word from docs/collection.md."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        self.cause = cause
+        self.detail = detail
+        super().__init__(f"{cause}: {detail}")

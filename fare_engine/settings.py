@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     database_url: str | None = None
     redis_url: str | None = None
     """Redis or Valkey, where several processes serve; without it each asks the database once a second."""
+    provider_url: str | None = None
+    """The payment provider that riders' money is collected through; without it nobody is charged."""
     tariff: Path = Field(default_factory=default_tariff)
     adopt: tuple[str, ...] = ()
     public_delay_minutes: int = 5

@@ -74,7 +74,9 @@ def journeys(request: Request) -> HTMLResponse:
         }
         for day in sorted(days, reverse=True)
     ]
-    return page(request, templates, "journeys.html", {"account": account, "names": names, "days": shown, "caps": caps})
+    pays = getattr(request.app.state, "pays", False)
+    values = {"account": account, "names": names, "days": shown, "caps": caps, "pays": pays}
+    return page(request, templates, "journeys.html", values)
 
 
 @router.get("/card/why", response_class=HTMLResponse)

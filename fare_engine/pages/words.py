@@ -21,6 +21,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "my_journeys": ("Chuyến đi của tôi", "My journeys"),
     "card_ending": ("Thẻ có bốn số cuối", "Card ending in"),
     "balance": ("Số dư", "Balance"),
+    "pay": ("Nạp tiền và thanh toán", "Top up and pay"),
     "owed": ("Sẽ thu", "To be charged"),
     "spent_caps": ("Giá trần", "Caps"),
     "no_journeys": ("Chưa có chuyến đi nào.", "No journeys yet."),

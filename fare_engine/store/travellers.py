@@ -418,6 +418,12 @@ def find_account_by_card(connection: Connection, card_number_hash: str) -> Accou
     return Account(*row) if row else None
 
 
+def change_card(connection: Connection, account_id: str, card_number_hash: str | None, card_label: str | None) -> None:
+    """An account has another card from now on, or none."""
+    changed = {"card_number_hash": card_number_hash, "card_label": card_label}
+    connection.execute(update(_accounts).where(_accounts.c.account_id == account_id).values(changed))
+
+
 def travellers_of_account(connection: Connection, account_id: str) -> list[Traveller]:
     """The travellers whose rides an account pays now."""
     table = schema.travellers
