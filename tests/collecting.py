@@ -194,7 +194,7 @@ class CollectingTown(Town):
             for account, sign in ((debit, -1), (credit, 1)):
                 if str(account).startswith("rider:"):
                     owed[str(account).removeprefix("rider:")] += sign * int(amount)  # type: ignore[call-overload]
-        assert owed == {name: balance for name, balance in self.rows("select account_id, balance from accounts")}
+        assert owed == dict(self.rows("select account_id, balance from accounts"))
 
 
 def collecting(folder: Path, *cards: str, kind: str = "postpaid", provider: PaymentProvider | None = None) -> CollectingTown:
@@ -269,4 +269,4 @@ def start_collecting(town: CollectingTown, on: str, url: str) -> subprocess.Pope
     """`motthe collect DATE` as a process, which may be killed."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("MOTTHE_")}
     own |= {"MOTTHE_PROVIDER_URL": url, "MOTTHE_TARIFF": f"{town.opened.tariff_folder}", "MOTTHE_DATA": f"{town.data}"}
-    return subprocess.Popen([sys.executable, "-m", "motthe", "collect", on], cwd=ROOT, env=own, stdout=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-m", "motthe", "collect", on], cwd=ROOT, env=own, stdout=subprocess.DEVNULL)

@@ -54,7 +54,8 @@ def collect_day(
         raise CollectionError("no_provider", "nobody can be asked: MOTTHE_PROVIDER_URL names no provider")
     found = collector.collect(day, now())
     typer.echo(
-        f"COLLECTED {day}: {found.resumed} of before decided, {found.charged} charged {_money(opened, found.amount)}, {found.declined} declined, "
+        f"COLLECTED {day}: {found.resumed} of before decided, {found.charged} charged {_money(opened, found.amount)}, "
+        f"{found.declined} declined, "
         f"{found.undecided} undecided, {found.waiting} not to be charged yet, {found.without_source} without a source, "
         f"written off {_money(opened, found.written_off)}"
     )
