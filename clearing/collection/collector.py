@@ -165,7 +165,8 @@ class Collector:
 
     def take(self, event: Event, now: int) -> bool:
         """Take what the provider told; whether it was new. CollectionError for an id under which it told something else."""
-        return self.database.transact(lambda connection: self._take(connection, event, now))
+        told = msgspec.structs.replace(event, received_at=now)
+        return self.database.transact(lambda connection: self._take(connection, told, now))
 
     def _take(self, connection: Connection, event: Event, now: int) -> bool:
         charge = store.find_charge(connection, event.charge_id)
