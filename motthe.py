@@ -26,7 +26,7 @@ from fare_engine.jobs import Jobs
 from fare_engine.pages import live, qr, rider
 from fare_engine.pages.base import STATIC
 from fare_engine.service import devices
-from fare_engine.service.app import WORKER_SECONDS, create_app, open_service, system_clock
+from fare_engine.service.app import WORKER_SECONDS, Service, create_app, open_service, system_clock
 from fare_engine.settings import Settings
 from simulators import demo as demo_commands
 from simulators import faults as fault_commands
@@ -87,19 +87,31 @@ def worker(data: fare_commands.Store = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     jobs = Jobs(service.database, service.application)
-    settings = service.settings
-    collector = open_collector(
-        service.database, service.tariff, settings.tariff, settings.data, settings.provider_url, service.clock
-    )
+    collecting = threading.Thread(target=_collect, args=(service, ended))  # a provider that is slow holds up nothing else
+    collecting.start()
     while not ended.is_set():
         try:
-            done = jobs.run_turn(service.clock()) + (collector.run_turn(service.clock()) if collector is not None else 0)
+            done = jobs.run_turn(service.clock())
         except Exception as error:  # one traveller's or the database's: the next turn tries again
             typer.echo(f"the turn failed and is tried again: {error!r}", err=True)
             done = 0
         if not done:
             ended.wait(WORKER_SECONDS)
+    collecting.join()
     service.database.dispose()
+
+
+def _collect(service: Service, ended: threading.Event) -> None:
+    """Collection's jobs, until told to end; none in a city that collects nothing."""
+    settings = service.settings
+    url, clock = settings.provider_url, service.clock
+    collector = open_collector(service.database, service.tariff, settings.tariff, settings.data, url, clock)
+    while collector is not None and not ended.is_set():
+        try:
+            collector.run_turn(clock())
+        except Exception as error:  # one account's or the database's: the next turn tries again
+            typer.echo(f"the turn of collection failed and is tried again: {error!r}", err=True)
+        ended.wait(WORKER_SECONDS)
 
 
 def web_application(settings: Settings, *, demo: bool, works: bool = True) -> FastAPI:

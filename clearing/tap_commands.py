@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from clearing import seals
 from clearing.close import check_shares
+from clearing.collection.verify import check as check_collection
 from clearing.commands import now, rules_of
 from fare_engine import jobs
 from fare_engine.application import Application
@@ -66,7 +67,12 @@ def verify_opened(opened: Opened) -> Verified:
         return check_shares(connection, rules_of(opened.tariff, opened.tariff_folder))
 
     findings: list[Finding] = []
-    checks: dict[str, Check] = {"database": check_store, "closes": seals.check, "settlements": check_shared}
+    checks: dict[str, Check] = {
+        "database": check_store,
+        "closes": seals.check,
+        "settlements": check_shared,
+        "charges": check_collection,
+    }
     for table, check in checks.items():
         try:
             with opened.database.read() as connection:

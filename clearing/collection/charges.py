@@ -23,6 +23,8 @@ Kind = Literal["pending", "captured", "declined", "refunded", "refund_failed", "
 
 OWED = ("fares", "debt")
 """Purposes of charges for what was ridden already."""
+TOP_UPS = ("top_up", "auto_top_up")
+"""Purposes of charges for stored value."""
 UNDECIDED = ("begun", "pending")
 
 

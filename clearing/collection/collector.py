@@ -16,6 +16,7 @@ from clearing.collection import booking, store
 from clearing.collection.booking import Entries
 from clearing.collection.charges import (
     OWED,
+    TOP_UPS,
     UNDECIDED,
     Charge,
     Event,
@@ -41,6 +42,12 @@ from fare_engine.tariff.compile import CompiledTariff
 
 ASK_AGAIN_MS = 30_000
 """What was asked this short a time ago may still be answered."""
+LONGEST_WAIT_MS = 900_000
+"""What is not decided is asked for again after twice as long each time, at most after so long."""
+PART = 50
+"""How many questions a turn takes up."""
+AWAY_AFTER = 12
+"""So many questions without an answer in a row, and a run asks for nothing new: the provider is away."""
 AUTO_AGAIN_MS = 86_400_000
 """After an automatic top-up was declined, the next one waits so long."""
 AT_ONCE = 4
@@ -59,6 +66,8 @@ class Collected(msgspec.Struct):
     without_source: int = 0
     waiting: int = 0
     """Accounts that owe and are not to be charged on this date."""
+    left: int = 0
+    """Accounts that were not charged because the provider is away."""
     written_off: int = 0
 
 
@@ -70,6 +79,10 @@ class Collector:
         self.tariff = tariff
         self.rules = rules
         self.provider = provider
+        self._silent = 0
+        """Questions without an answer since the last one that had one."""
+        self._again: dict[str, tuple[int, int]] = {}
+        """Charge or refund → (when it is asked for again, how long that was)."""
 
     def day_of(self, at: int) -> str:
         """The service date of an instant."""
@@ -80,11 +93,14 @@ class Collector:
     def collect(self, on: str, now: int) -> Collected:
         """Charge what each post-paid account owes of the dates up to one, once for that date; ask again for what is not decided.
         A second run charges nobody again."""
-        found = Collected(resumed=self.resume(now, waited_ms=0))
+        self._silent = 0
+        found = Collected(resumed=self.resume(now))
         with self.database.read() as connection:
             owing = store.list_owing(connection, on)
 
         def collect_one(account_id: str) -> Charge | str | None:
+            if self._silent >= AWAY_AFTER:
+                return "left"
             begun = self.database.transact(lambda connection: self._begin_due(connection, account_id, owing[account_id], on, now))
             return self.ask(begun, now) if isinstance(begun, Charge) else begun
 
@@ -139,29 +155,35 @@ class Collector:
 
     def ask(self, charge: Charge, now: int) -> Charge:
         """Ask the provider for a charge that is written down, and take its answer; the charge as it then is."""
-        event = self.provider.charge(charge) if self.provider is not None else None
-        if event is not None:
-            self.take(event, now)
+        self._hear(self.provider.charge(charge) if self.provider is not None else None, now)
         with self.database.read() as connection:
             return store.find_charge(connection, charge.charge_id) or charge
 
     def ask_refund(self, refund: Refund, now: int) -> Refund:
         """The same for a refund to a source."""
-        event = self.provider.refund(refund) if self.provider is not None else None
-        if event is not None:
-            self.take(event, now)
+        self._hear(self.provider.refund(refund) if self.provider is not None else None, now)
         with self.database.read() as connection:
             return store.find_refund(connection, refund.refund_id) or refund
 
-    def resume(self, now: int, waited_ms: int = ASK_AGAIN_MS) -> int:
-        """Ask again for everything that was written down a while ago and is not decided; how much is now."""
+    def _hear(self, event: Event | None, now: int) -> None:
+        self._silent = 0 if event is not None else self._silent + 1
+        if event is not None:
+            self.take(event, now)
+
+    def resume(self, now: int) -> int:
+        """Ask again for everything that was written down and is not decided, as long as there are answers; how much is now."""
         with self.database.read() as connection:
-            charges = store.list_undecided(connection, now - waited_ms + 1)
-            refunds = store.list_asked(connection, now - waited_ms + 1)
+            return self._resume(store.list_undecided(connection, now + 1), store.list_asked(connection, now + 1), now)
+
+    def _resume(self, charges: Iterable[Charge], refunds: Iterable[Refund], now: int) -> int:
+        def ask_charge(charge: Charge) -> bool:
+            return self._silent < AWAY_AFTER and self.ask(charge, now).state not in UNDECIDED
+
+        def ask_refund(refund: Refund) -> bool:
+            return self._silent < AWAY_AFTER and self.ask_refund(refund, now).state != "asked"
+
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            asked = list(pool.map(lambda charge: self.ask(charge, now).state not in UNDECIDED, charges))
-            asked += pool.map(lambda refund: self.ask_refund(refund, now).state != "asked", refunds)
-        return sum(asked)
+            return sum(pool.map(ask_charge, charges)) + sum(pool.map(ask_refund, refunds))
 
     def take(self, event: Event, now: int) -> bool:
         """Take what the provider told; whether it was new. CollectionError for an id under which it told something else."""
@@ -236,12 +258,12 @@ class Collector:
             raise CollectionError("not_prepaid", f"the account {account_id} has no stored value")
         if not limits.least <= amount <= limits.most:
             raise CollectionError("amount", f"a top-up is {limits.least} to {limits.most}, not {amount}")
-        mine = [charge for charge in store.charges_of(connection, account_id) if charge.purpose not in OWED]
+        mine = [charge for charge in store.charges_of(connection, account_id) if charge.purpose in TOP_UPS]
         coming = sum(charge.amount for charge in mine if charge.state in UNDECIDED)
         if account.balance + coming + amount > limits.balance_limit:
             raise CollectionError("balance_limit", f"a card holds {limits.balance_limit} at most")
-        if sum(charge.service_date == on and charge.state != "declined" for charge in mine) >= limits.most_a_day:
-            raise CollectionError("too_many", f"{limits.most_a_day} top-ups a day are the most")
+        if sum(charge.service_date == on for charge in mine) >= limits.most_a_day:
+            raise CollectionError("too_many", f"{limits.most_a_day} top-ups a day are the most, with those that were declined")
         return _begin(connection, charge_id, _source(connection, account_id), "top_up", on, amount, now)
 
     def take_at_till(self, account_id: str, amount: int, party: str, receipt: str, now: int) -> Charge:
@@ -284,6 +306,9 @@ class Collector:
             raise CollectionError("nothing_owed", f"the account {account_id} owes nothing")
         if self._is_busy(connection, account_id):
             raise CollectionError("undecided", f"a charge of the account {account_id} is under way")
+        tried = [charge for charge in store.charges_of(connection, account_id) if charge.purpose == "debt"]
+        if sum(charge.service_date == self.day_of(now) for charge in tried) >= self.rules.top_up.most_a_day:
+            raise CollectionError("too_many", f"{len(tried)} times were tried; tomorrow again")
         source = _source(connection, account_id)
         return _begin(connection, charge_id, source, "debt", self.day_of(now), owed, now, recovers=given_up)
 
@@ -321,7 +346,22 @@ class Collector:
         begun = [self.database.transact(lambda connection, name=name: self._begin_auto(connection, name, now)) for name in low]  # type: ignore[misc]
         for charge in filter(None, begun):
             self.ask(charge, now)
-        return sum(charge is not None for charge in begun) + self.resume(now)
+        return sum(charge is not None for charge in begun) + self._ask_again(now)
+
+    def _ask_again(self, now: int) -> int:
+        """Ask for some of what was asked a while ago and is not decided; how much is now."""
+        with self.database.read() as connection:
+            charges = store.list_undecided(connection, now - ASK_AGAIN_MS)
+            refunds = store.list_asked(connection, now - ASK_AGAIN_MS)
+        waits = {
+            name: self._again.get(name, (0, ASK_AGAIN_MS))
+            for name in (*(charge.charge_id for charge in charges), *(refund.refund_id for refund in refunds))
+        }
+        due = [name for name, (at, _) in waits.items() if at <= now][:PART]
+        waits |= {name: (now + waits[name][1], min(2 * waits[name][1], LONGEST_WAIT_MS)) for name in due}
+        self._again, self._silent = waits, 0
+        asked = [charge for charge in charges if charge.charge_id in due]
+        return self._resume(asked, [refund for refund in refunds if refund.refund_id in due], now)
 
     def _begin_auto(self, connection: Connection, account_id: str, now: int) -> Charge | None:
         account, source = locked(connection, account_id), store.find_source(connection, account_id)
@@ -509,3 +549,5 @@ def _count(found: Collected, outcome: Charge | str | None) -> None:
         found.without_source += 1
     elif outcome == "waiting":
         found.waiting += 1
+    elif outcome == "left":
+        found.left += 1

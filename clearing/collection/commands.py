@@ -57,6 +57,7 @@ def collect_day(
         f"COLLECTED {day}: {found.resumed} of before decided, {found.charged} charged {_money(opened, found.amount)}, "
         f"{found.declined} declined, "
         f"{found.undecided} undecided, {found.waiting} not to be charged yet, {found.without_source} without a source, "
+        f"{found.left} left, for the provider does not answer, "
         f"written off {_money(opened, found.written_off)}"
     )
 

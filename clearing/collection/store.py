@@ -321,7 +321,7 @@ def marks_of(connection: Connection, account_id: str, day_of: Callable[[int], st
         select(charge_events, charges.c.purpose, charges.c.service_date, charges.c.state)
         .join(charges, charges.c.charge_id == charge_events.c.charge_id)
         .where(charges.c.account_id == account_id, charge_events.c.kind.in_(("captured", "declined", "charged_back")))
-        .order_by(charge_events.c.received_at, charge_events.c.charge_id, charge_events.c.number)
+        .order_by(charge_events.c.received_at, charges.c.service_date, charge_events.c.charge_id, charge_events.c.number)
     )
     found: list[Mark] = []
     seen: set[tuple[str, str, str]] = set()

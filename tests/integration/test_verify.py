@@ -22,6 +22,9 @@ from typer.testing import CliRunner
 import clearing.store
 from clearing import tap_commands
 from clearing.close import close_through, verify
+from clearing.collection import cards
+from clearing.collection.collector import Collector
+from clearing.collection.rules import find_rules
 from clearing.commands import end_of, rules_of
 from clearing.tap_commands import verify_opened
 from fare_engine import ledger, linking, publishing
@@ -35,6 +38,7 @@ from fare_engine.store.verify import Finding
 from fare_engine.tap_format import Decision, Outcome, TapKind
 from fare_engine.tokens import stored_token
 from tests.builders import HCMC, ROOT
+from tests.collecting import FakeProvider
 from tests.demos import motthe
 from tests.integration.desk import (
     ADOPTED,
@@ -68,6 +72,7 @@ def lived_in(desk: Desk, data: Path) -> Opened:
     busy_day(desk, [*people, "anna", "binh", "prepaid rider"])
     trouble(desk)
     decide(desk, data)
+    collect_money(opened)
     for number, card in enumerate(people[:5]):
         late = Stream("bus-2", epoch=60 + number)
         late.board("13:00", card)
@@ -78,6 +83,24 @@ def lived_in(desk: Desk, data: Path) -> Opened:
     after.enter("23:10", "anna")
     desk.taken(after.new(), at("10:00", "2026-03-04"))
     return opened
+
+
+def collect_money(opened: Opened) -> None:
+    """A day's charges, one of them given back, a debt that blocks a card and is given up, a card with its term."""
+    provider = FakeProvider()
+    provider.states["src-rider 2"] = "declined"
+    rules = find_rules(HCMC, opened.tariff.network.parties.keys(), opened.tariff.currency)
+    assert rules is not None
+    collector = Collector(opened.database, opened.tariff, rules, provider)
+    for rider in ("rider 1", "rider 2"):
+        collector.set_source(rider, f"src-{rider}", at("12:00"))
+    for day in (DAY, NEXT_DAY, "2026-06-01"):
+        collector.collect(day, LATER)
+    with opened.database.write() as connection:
+        paid = "select transaction_id from lines where traveller_id = 'rider 1' and amount > 1000 and kind = 'list_fare' limit 1"
+        line = connection.execute(text(paid)).scalar_one()
+        cards.issue(collector, connection, "rider 1", "cd" * 16, "4321", None, DAY)
+    collector.refund(line, 1000, "late", LATER)
 
 
 def close(opened: Opened, date: str) -> dict[str, bytes]:
