@@ -14,7 +14,16 @@ RIDERS = "riders"
 """What cards were charged and not yet collected, less what riders have put on them: the clearing house's own account."""
 PRODUCTS = "products"
 """What was paid for passes and books, released as they are used."""
-OWN = {"rider": RIDERS, "holds": RIDERS, "top-ups": RIDERS, "deferred": PRODUCTS, "bank": "bank", "held": "held", "net": "paid"}
+OWN = {
+    "rider": RIDERS,
+    "holds": RIDERS,
+    "top-ups": RIDERS,
+    "deposits": RIDERS,
+    "deferred": PRODUCTS,
+    "bank": "bank",
+    "held": "held",
+    "net": "paid",
+}
 """Accounts of the clearing house, by their first word."""
 OWN_POSITIONS = frozenset(OWN.values())
 PARTIES = ("operator", "collector", "party", "waivers", "losses", "fees")

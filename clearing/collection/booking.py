@@ -37,7 +37,7 @@ class Entries:
 
     def add(self, transaction_id: str, code: Code, service_date: str, postings: Iterable[Posting]) -> None:
         """One transaction for a service date."""
-        on = books.accounting_date(service_date, self._booking.closed_through)
+        on = ledger.accounting_date(service_date, self._booking.closed_through)
         for number, posting in enumerate(postings):
             self._booking.add_posting(transaction_id, number, code, posting, service_date, on)
             for name, sign in ((posting.debit, -1), (posting.credit, 1)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ def default(town: CollectingTown, *cards_of: str) -> None:
     town.ride(TUESDAY, *cards_of)
     town.collect(TUESDAY)
     town.collect(WEDNESDAY)
+
+
+def positions(documents: dict[str, bytes]) -> dict[str, int]:
+    """Net positions of a close."""
+    rows = csv.DictReader(documents["positions.csv"].decode().splitlines())
+    return {row["party_id"]: int(row["net"]) for row in rows}
 
 
 # ---- days
@@ -98,6 +105,18 @@ def test_what_was_collected_under_a_closed_date_is_booked_under_the_next_open_on
     town.collect(TUESDAY)
     dates = town.rows("select distinct service_date, accounting_date from postings where code = 'COLLECTED'")
     assert dates == [(TUESDAY, WEDNESDAY)]
+
+
+def test_what_the_provider_and_a_till_hold_enters_netting_as_their_debt(tmp_path: Path) -> None:
+    town = collecting(tmp_path, "ana", "ben")
+    town.issue("chi", kind="prepaid")
+    town.ride(TUESDAY, "ana", "ben")
+    town.collect(TUESDAY)
+    card_of(town, "chi", value=40_000)
+    assert positions(town.close(TUESDAY)) == {"ACQ": -9650, "BUSCO": 10_000, "CITY": -350, "RAIL": -40_000, "riders": 40_000}
+    town.collector.refund(town.line_of("ana"), 2000, "late", town.after(TUESDAY))
+    assert positions(town.close(WEDNESDAY)) == {"ACQ": 2000, "BUSCO": -2000}
+    town.assert_sound()
 
 
 def test_without_an_answer_the_same_charge_is_asked_for_again(tmp_path: Path) -> None:
@@ -358,7 +377,7 @@ def test_what_a_till_took_is_on_the_card_and_its_keeper_owes_it(tmp_path: Path) 
 
 def card_of(town: CollectingTown, card: str, number: str = OLD, value: int = 100_000) -> None:
     """A card that was issued on Monday, with so much on it before its deposit."""
-    town.collector.take_at_till(f"account-{card}", value, "RAIL", f"first {card}", town.after(MONDAY))
+    town.collector.take_at_till(f"account-{card}", value, "RAIL", f"first {card}", town.after(MONDAY) - 1)
     with town.database.write() as connection:
         number_hash = stored_card_number(SERVER_KEY, number)
         cards.issue(town.collector, connection, f"account-{card}", number_hash, "0001", None, MONDAY)

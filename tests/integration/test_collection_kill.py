@@ -9,12 +9,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from clearing.collection import store
+from clearing.collection.charges import Charge, Event
 from clearing.collection.collector import Collector
 from clearing.collection.opening import provider_secret
 from fare_engine.store.database import Database
@@ -170,12 +172,26 @@ def test_on_postgresql_runs_and_webhooks_at_once_take_and_book_everything_once(t
             for thread in threads:
                 thread.join()
         run(collectors[0], WEDNESDAY)
+        charge = next(charge for charge in charges_in(copied) if charge.state == "captured")
+        back = Event(
+            event_id="cb", charge_id=charge.charge_id, kind="charged_back", reference="cb", amount=charge.amount, at=1
+        )  # fmt: skip
+        with ThreadPoolExecutor(6) as pool:
+            news = list(pool.map(lambda number: collectors[number % 3].take(back, now()), range(12)))
+        assert sorted(news) == [False] * 11 + [True]
+        provider.tell("move", kind="charged_back", charge_id=charge.charge_id, amount=charge.amount, reference="cb")
         assert faults == []
         town.database, town.collector = copied, collectors[0]
-        assert theirs(provider) == ours(town)
+        assert theirs(provider) + Counter({charge.source: charge.amount}) == ours(town)
         assert town.kinds(town.after(WEDNESDAY), provider.settlement()) == []
     town.assert_sound()
     copied.dispose()
+
+
+def charges_in(database: Database) -> list[Charge]:
+    """Every charge of a store."""
+    with database.read() as connection:
+        return store.list_charges(connection)
 
 
 def copy_of(town: CollectingTown, url: str) -> Database:
