@@ -122,7 +122,34 @@ class Collector:
         source = store.find_source(connection, account_id)
         if source is None:
             return "without_source"
-        return _begin(connection, charge_id, source, "fares", on, owed, now)
+        return self._begin(connection, charge_id, source, "fares", on, owed, now)
+
+    def _begin(
+        self,
+        connection: Connection,
+        charge_id: str,
+        source: Source,
+        purpose: Purpose,
+        on: str,
+        amount: int,
+        now: int,
+        recovers: int = 0,
+    ) -> Charge:
+        """Write a charge down. What the provider told of it before, for it was lost here with a disk, is booked now."""
+        charge = Charge(
+            charge_id=charge_id,
+            account_id=source.account_id,
+            purpose=purpose,
+            service_date=on,
+            amount=amount,
+            recovers=recovers,
+            source=source.source,
+            made_at=now,
+        )
+        store.add_charge(connection, charge)
+        if store.events_of(connection, charge_id):
+            self._apply(connection, charge, 0, now)
+        return store.find_charge(connection, charge_id) or charge
 
     def _settle_debts(self, on: str, now: int) -> int:
         """Put right whose tokens are denied, and give up debts that are too old; how much."""
@@ -202,14 +229,14 @@ class Collector:
             return False
         store.add_event(connection, event)
         if charge is not None:
-            self._apply(connection, charge, event, now)
+            self._apply(connection, charge, -1, now)
         return True
 
-    def _apply(self, connection: Connection, charge: Charge, event: Event, now: int) -> None:
-        """Book what an event of a known charge adds to what is booked."""
+    def _apply(self, connection: Connection, charge: Charge, since: int, now: int) -> None:
+        """Book what a charge's events from a number on (-1: the last) add to what is booked."""
         refunds = store.refunds_of_charge(connection, charge.charge_id)
         events = store.events_of(connection, charge.charge_id)
-        before, after = fold(charge, refunds, events[:-1]), fold(charge, refunds, events)
+        before, after = fold(charge, refunds, events[:since]), fold(charge, refunds, events)
         for effect in after.effects[len(before.effects) :]:
             refund = refunds.get(effect.reference)
             losses = self._recovered(connection, charge, effect.amount) if effect.kind == "captured" else []
@@ -217,9 +244,10 @@ class Collector:
             self.book(connection, booking.transactions_of(self.rules, charge, effect, losses, refund), on)
             if effect.kind == "refunded" and refund is not None:
                 store.save_refund(connection, msgspec.structs.replace(refund, state="refunded"))
-        failed = refunds.get(event.reference) if event.kind == "refund_failed" else None
-        if failed is not None and failed.state == "asked":
-            store.save_refund(connection, msgspec.structs.replace(failed, state="failed"))
+        for event in events[since:]:
+            failed = refunds.get(event.reference) if event.kind == "refund_failed" else None
+            if failed is not None and failed.state == "asked":
+                store.save_refund(connection, msgspec.structs.replace(failed, state="failed"))
         if after.state != charge.state:
             store.save_charge(connection, msgspec.structs.replace(charge, state=after.state))
         self.enforce(connection, charge.account_id, now)
@@ -264,7 +292,7 @@ class Collector:
             raise CollectionError("balance_limit", f"a card holds {limits.balance_limit} at most")
         if sum(charge.service_date == on for charge in mine) >= limits.most_a_day:
             raise CollectionError("too_many", f"{limits.most_a_day} top-ups a day are the most, with those that were declined")
-        return _begin(connection, charge_id, _source(connection, account_id), "top_up", on, amount, now)
+        return self._begin(connection, charge_id, _source(connection, account_id), "top_up", on, amount, now)
 
     def take_at_till(self, account_id: str, amount: int, party: str, receipt: str, now: int) -> Charge:
         """Money that a party took at its till is on the card, once for a receipt; the party owes it from now on."""
@@ -275,7 +303,7 @@ class Collector:
             if known is not None:
                 return _the_same(known, amount)
             till = Source(account_id=account_id, source=party, added_at=now)
-            begun = _begin(connection, charge_id, till, "till", self.day_of(now), amount, now)
+            begun = self._begin(connection, charge_id, till, "till", self.day_of(now), amount, now)
             told = Event(
                 event_id=f"till/{charge_id}", charge_id=charge_id, kind="captured", amount=amount, at=now, received_at=now
             )
@@ -310,7 +338,7 @@ class Collector:
         if sum(charge.service_date == self.day_of(now) for charge in tried) >= self.rules.top_up.most_a_day:
             raise CollectionError("too_many", f"{len(tried)} times were tried; tomorrow again")
         source = _source(connection, account_id)
-        return _begin(connection, charge_id, source, "debt", self.day_of(now), owed, now, recovers=given_up)
+        return self._begin(connection, charge_id, source, "debt", self.day_of(now), owed, now, recovers=given_up)
 
     def set_source(self, account_id: str, source: str, now: int) -> None:
         """From now on an account's money is taken from this source; what its holder chose stays."""
@@ -375,7 +403,7 @@ class Collector:
         if self.standing_of(connection, account).denied:
             return None
         charge_id = digest("auto_top_up", account_id, str(len(mine)))
-        return _begin(connection, charge_id, source, "auto_top_up", self.day_of(now), source.auto_amount, now)
+        return self._begin(connection, charge_id, source, "auto_top_up", self.day_of(now), source.auto_amount, now)
 
     # ---- refunds
 
@@ -504,23 +532,6 @@ def _source(connection: Connection, account_id: str) -> Source:
     if found is None:
         raise CollectionError("no_source", f"nothing is known that the account {account_id} could be charged by")
     return found
-
-
-def _begin(
-    connection: Connection, charge_id: str, source: Source, purpose: Purpose, on: str, amount: int, now: int, recovers: int = 0
-) -> Charge:
-    charge = Charge(
-        charge_id=charge_id,
-        account_id=source.account_id,
-        purpose=purpose,
-        service_date=on,
-        amount=amount,
-        recovers=recovers,
-        source=source.source,
-        made_at=now,
-    )
-    store.add_charge(connection, charge)
-    return charge
 
 
 def _the_same(known: Charge, amount: int) -> Charge:

@@ -46,6 +46,7 @@ REASONS = {
     "chargeback_twice": "a second chargeback of what was taken back already: nothing is booked",
     "chargeback_after_refund": "a chargeback of what was refunded before: nothing is booked",
     "chargeback_above_capture": "a chargeback of more than was captured: nothing is booked",
+    "refund_above_line": "more is given back of a ride than it costs by now",
     "captured_otherwise": "captured with another amount than was asked, or twice",
     "declined_and_captured": "declined, and captured all the same: what was captured is booked",
     "state_differs": "its state is not what its events say",
@@ -93,6 +94,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     write_offs: Sequence[WriteOff]
     postings: Mapping[str, Sequence[tuple[str, str, str, int]]]
     """transaction → (code, debit, credit, amount)."""
+    paid: Mapping[str, int]
+    """What each leg of which something is given back costs by now."""
 
     def folded(self) -> dict[str, Folded]:
         """Each charge as its events leave it."""
@@ -105,12 +108,14 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 def snapshot(connection: Connection) -> Snapshot:
     """What the store keeps of collection."""
+    refunds = store.list_refunds(connection)
     return Snapshot(
         charges={charge.charge_id: charge for charge in store.list_charges(connection)},
         events=store.list_events(connection),
-        refunds=store.list_refunds(connection),
+        refunds=refunds,
         write_offs=store.list_write_offs(connection),
         postings=store.collected_postings(connection, [code.value for code in CODES]),
+        paid=store.paid_for_legs(connection, sorted({refund.leg_id for refund in refunds.values()})),
     )
 
 
@@ -182,7 +187,7 @@ def _theirs(rows: Sequence[Settled], folded: Mapping[str, Folded]) -> Iterator[B
 def own_breaks(ours: Snapshot, now: int, pending_hours: int) -> list[Break]:
     """What does not hold in our own books, and what the provider has not said for too long."""
     folded = ours.folded()
-    found = [*_not_decided(ours, now - pending_hours * HOUR_MS), *_charged_twice(ours)]
+    found = [*_not_decided(ours, now - pending_hours * HOUR_MS), *_charged_twice(ours), *_given_too_much(ours)]
     for name, done in folded.items():
         charge = ours.charges[name]
         if done.state != charge.state:
@@ -215,6 +220,18 @@ def _charged_twice(ours: Snapshot) -> Iterator[Break]:
         if len(charges) > 1:
             taken, last = sum(charge.amount for charge in charges), max(charge.made_at for charge in charges)
             yield Break("charged_twice", f"{account_id} {on}", taken, min(charge.amount for charge in charges), last)
+
+
+def _given_too_much(ours: Snapshot) -> Iterator[Break]:
+    """Refunds of rides that turned out to be cheaper, or none, after something was given back of them."""
+    given: dict[str, list[Refund]] = defaultdict(list)
+    for refund in ours.refunds.values():
+        if refund.state != "failed":
+            given[refund.leg_id].append(refund)
+    for leg_id, refunds in given.items():
+        total, paid = sum(refund.amount for refund in refunds), ours.paid.get(leg_id, 0)
+        if total > paid:
+            yield Break("refund_above_line", leg_id, total, paid, max(refund.made_at for refund in refunds))
 
 
 def book_breaks(ours: Snapshot) -> list[Break]:

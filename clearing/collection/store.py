@@ -419,6 +419,14 @@ def find_paid_line(connection: Connection, transaction_id: str) -> PaidLine | No
     return PaidLine(transaction_id, payer, row.leg_id, row.operator_id, row.service_date, row.amount, paid)
 
 
+def paid_for_legs(connection: Connection, leg_ids: Collection[str]) -> dict[str, int]:
+    """What each of some legs costs its rider by now."""
+    these = select(lines.c.leg_id, func.sum(lines.c.amount).label("amount")).where(
+        lines.c.leg_id.in_(leg_ids), lines.c.kind != "hold", lines.c.payer.like("rider:%")
+    )
+    return {row.leg_id: int(row.amount) for row in connection.execute(these.group_by(lines.c.leg_id))}
+
+
 # ---- debts that were given up
 
 

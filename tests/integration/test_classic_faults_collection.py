@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from starlette.testclient import TestClient
 
 from clearing.collection import pages, store
-from clearing.collection.charges import Charge, Event
+from clearing.collection.charges import Charge, Event, digest
 from clearing.collection.opening import provider_secret
 from clearing.collection.provider import EVENTS_PATH, SIGNATURE, TIMESTAMP, Notice, sign, webhook_key
 from fare_engine import publishing
@@ -119,6 +119,15 @@ def test_classic_faults_refund_above_the_line(tmp_path: Path) -> None:
     town.assert_sound()
 
 
+def test_classic_faults_refund_of_a_ride_that_turns_out_to_be_none(tmp_path: Path) -> None:
+    town = charged(tmp_path, "ana")
+    town.collector.refund(town.line_of("ana"), 2000, "", town.after(WEDNESDAY))
+    town.tell("dev-BUSCO", 1, f"{WEDNESDAY} 08:00")
+    assert town.balance("ana") == 5000
+    found = town.breaks(town.after(TUESDAY, 2))
+    assert [(one.kind, one.theirs, one.ours) for one in found] == [("refund_above_line", 2000, 0)]
+
+
 # ---- what is told, and what is not
 
 
@@ -149,6 +158,20 @@ def test_classic_faults_settled_at_the_provider_but_missing_in_our_feed(tmp_path
         assert names(town, HEAD + "captured,no-such-charge,,9000,1\n" + provider.settlement().removeprefix(HEAD)) == [
             "unknown_charge"
         ]
+    town.assert_sound()
+
+
+def test_classic_faults_a_charge_that_was_lost_with_a_disk(tmp_path: Path) -> None:
+    town = collecting(tmp_path, "ana")
+    town.ride(TUESDAY, "ana")
+    charge_id, now = digest("fares", "account-ana", TUESDAY), town.after(TUESDAY)
+    told = Event(event_id="e", charge_id=charge_id, kind="captured", amount=5000, at=now)
+    assert town.collector.take(told, now)
+    assert names(town) == ["unknown_charge"]
+    assert town.balance("ana") == -5000
+    assert town.collect(TUESDAY).amount == 5000
+    assert (town.balance("ana"), town.booked("collector:ACQ")) == (0, 5000)
+    assert names(town, report_of(town)) == []
     town.assert_sound()
 
 

@@ -99,6 +99,20 @@ def test_a_top_up_that_is_killed_gives_money_and_value_or_neither(tmp_path: Path
         assert town.kinds(at, provider.settlement()) == []
 
 
+def test_a_refund_whose_answer_is_lost_is_asked_for_again_and_given_once(tmp_path: Path) -> None:
+    town = collecting(tmp_path, "ana")
+    town.ride(TUESDAY, "ana")
+    with provider_process(town, "--decline", "0", "--fail", "1") as provider:
+        settle(town, TUESDAY, TUESDAY)
+        asked = town.collector.refund(town.line_of("ana"), 2000, "late", now())
+        assert (asked.state, theirs(provider)["src-ana"]) == ("asked", 3000)
+        assert town.kinds(now(), provider.settlement()) == ["missing_in_our_feed"]
+        town.collector.run_turn(now() + 60_000)
+        assert town.kinds(now(), provider.settlement()) == []
+        assert theirs(provider)["src-ana"] == town.booked("collector:ACQ") == 3000
+    town.assert_sound()
+
+
 @contextmanager
 def served(town: CollectingTown, *options: str) -> Iterator[ProviderProcess]:
     """The town's service as a process that hears a provider's webhooks."""

@@ -408,6 +408,9 @@ def every_page(page: Page, site: Site) -> Iterator[str]:
         yield path
     log_in_rider(page, site.cards[0])
     yield "/card, logged in"
+    page.goto("/card/pay")
+    yield "/card/pay"
+    page.goto("/card")
     page.locator(".leg a").first.click()
     page.wait_for_load_state()
     yield "/card/why"
