@@ -31,6 +31,7 @@ from fare_engine.settings import Settings
 from simulators import demo as demo_commands
 from simulators import faults as fault_commands
 from simulators import provider as provider_commands
+from simulators import full_day
 from simulators.control import VirtualClock, control_key, control_routes, end_with_parent
 from validators import commands as terminal_commands
 
@@ -154,6 +155,7 @@ for part in (
     app.registered_groups += part.registered_groups
 
 fault_commands.app.registered_commands += provider_commands.app.registered_commands
+fault_commands.app.registered_commands += full_day.app.registered_commands
 app.add_typer(fault_commands.app, name="simulate")
 
 
