@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, timedelta
 from fractions import Fraction
+from functools import partial
 
 import msgspec
 from sqlalchemy import Connection
@@ -30,6 +31,7 @@ from clearing.store import Moved, PoolRow
 from fare_engine import ledger
 from fare_engine.errors import BooksError, CloseError, MottheError
 from fare_engine.ledger import Code
+from fare_engine.merkle import Builder
 from fare_engine.money import part_of
 from fare_engine.service_day import format_instant
 from fare_engine.store import books
@@ -39,6 +41,9 @@ from fare_engine.tariff.compile import CompiledTariff
 
 Movements = Mapping[tuple[str, str], Moved]
 """(account, code) → what moved under the date before its close."""
+
+APART = 100_000
+"""A date of more lines than this is sealed in a process of its own while the rest is computed."""
 
 Step = Callable[[str], None]
 """Is told what the run is at."""
@@ -116,7 +121,9 @@ def freeze(connection: Connection, date: str, frozen_at: int, tariff: CompiledTa
 
 def _publish(database: Database, rules: Rules, date: str, despite: str, step: Step) -> Closed:
     with database.read() as connection:
-        computed = compute(connection, rules, date, despite, step)
+        large = store.count_lines(connection, date) > APART
+        begun = seals.begin_apart(database, date) if large else partial(seals.begin, connection, date)
+        computed = compute(connection, rules, date, begun, despite, step)
     step(f"publish {date}")
     with database.write() as connection:
         documents = store.published(connection, date)
@@ -136,9 +143,15 @@ def _publish(database: Database, rules: Rules, date: str, despite: str, step: St
 
 
 def compute(
-    connection: Connection, rules: Rules, date: str, despite: str = "", step: Step = lambda _: None, *, documents: bool = True
+    connection: Connection,
+    rules: Rules,
+    date: str,
+    begun: Callable[[], Builder],
+    despite: str = "",
+    step: Step = lambda _: None,
 ) -> Computed:
-    """Everything that the close of a frozen date publishes; nothing is written. BooksError if the proof does not hold."""
+    """Everything that the close of a frozen date publishes; nothing is written. BooksError if the proof does not hold. `begun`
+    gives the seal over what the close found."""
     agreements = rules.agreements
     items, taps = frozen.list_open(connection, date), frozen.taps_under(connection, date)
     if not despite:
@@ -158,22 +171,21 @@ def compute(
     proof = _proof(rows, found, movements, agreements, date)
     _prove(connection, proof, movements, found.entries, date)
     step(f"seal {date}")
-    found.seal, found.tree_size = seals.seal(connection, date, found.entries)
-    if documents:
-        step(f"statements {date}")
-        facts = Books(
-            date,
-            rules.tariff.zone,
-            _traceable_until(agreements, date),
-            rows,
-            found.sharing.changes,
-            found.settled,
-            {key: moved.debits - moved.credits for key, moved in movements.items()},
-            {name.partition(":")[2]: -amount for name, amount in opening.items() if name.startswith("net:")},
-            items,
-        )
-        proof |= {"seal": found.seal, "tree_size": found.tree_size, "taps": taps, "despite": despite}
-        found.documents = _documents(connection, facts, found, agreements, proof)
+    found.seal, found.tree_size = seals.seal_new(connection, date, begun(), found.entries)
+    step(f"statements {date}")
+    facts = Books(
+        date,
+        rules.tariff.zone,
+        _traceable_until(agreements, date),
+        rows,
+        found.sharing.changes,
+        found.settled,
+        {key: moved.debits - moved.credits for key, moved in movements.items()},
+        {name.partition(":")[2]: -amount for name, amount in opening.items() if name.startswith("net:")},
+        items,
+    )
+    proof |= {"seal": found.seal, "tree_size": found.tree_size, "taps": taps, "despite": despite}
+    found.documents = _documents(connection, facts, found, agreements, proof)
     return found
 
 

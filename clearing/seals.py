@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Connection
@@ -23,6 +25,7 @@ from fare_engine.merkle import Builder, inclusion, inclusion_document
 from fare_engine.row_hash import batch_row
 from fare_engine.store import receipts, registry
 from fare_engine.store.books import Booking
+from fare_engine.store.database import Database
 from fare_engine.store.hashes import HASHERS
 from fare_engine.store.receipts import StoredBatch
 from fare_engine.store.verify import Finding
@@ -39,13 +42,86 @@ TABLES = {
 """How documents begin that do not say of which date they are: their hashes do."""
 
 
-def seal(connection: Connection, date: str, entries: Booking | None = None) -> tuple[str, int]:
-    """The root over a date's rows, in hexadecimal, and how many they are. `entries` are the postings of a close that is not
-    written yet. AtRestError where a message does not open."""
+def seal(connection: Connection, date: str) -> tuple[str, int]:
+    """The root over a closed date's rows as they stand now, in hexadecimal, and how many they are. AtRestError where a message
+    does not open."""
     builder = Builder()
-    for leaf in _leaves(connection, date, entries):
-        builder.add(leaf)
+    _add_all(builder, _leaves(connection, date))
     return builder.root().hex(), builder.size
+
+
+def seal_new(connection: Connection, date: str, begun: Builder, entries: Booking) -> tuple[str, int]:
+    """The root over a frozen date's rows. `begun` holds what the close finds, `entries` are the postings that it is about to
+    write."""
+    hasher = HASHERS["postings"]
+    rows = sorted(entries.postings, key=lambda posting: (str(posting["transaction_id"]), int(str(posting["number"]))))
+    _add_all(begun, (hasher.of(row) for row in rows))
+    return _finished(connection, date, begun)
+
+
+def begin(connection: Connection, date: str) -> Builder:
+    """What a close finds of a date, by the hashes that its rows were written with."""
+    builder = Builder()
+    if None in (hashes := list(store.written_batch_hashes(connection, date))):
+        hashes = [batch.leaf for batch in store.sealed_batches(connection, date)]
+    _add_all(builder, hashes)  # type: ignore[arg-type]  # none of them is None
+    for sealed in store.sealed_before_the_close(connection, date):
+        _add_all(builder, store.written_hashes(connection, sealed))
+    return builder
+
+
+def begin_apart(database: Database, date: str) -> Callable[[], Builder]:
+    """`begin` in a process of its own, for it takes as long as all the rest. Gives what waits for it.
+
+    The process is told the rest by its standard input, and ends by itself, whatever becomes of this one."""
+    told = {"url": database.url, "at_rest_key": database.at_rest_key.hex(), "date": date}
+    command = [sys.executable, "-c", "from clearing.seals import begin_in_process; begin_in_process()"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(told).encode())
+    process.stdin.close()
+
+    def wait() -> Builder:
+        assert process.stdout is not None
+        with process.stdout:
+            said = process.stdout.read()
+        if process.wait() != 0:
+            raise CloseError(f"the process that seals {date} ended with {process.returncode} before it was done")
+        found = json.loads(said)
+        return Builder(found["size"], [bytes.fromhex(peak) for peak in found["peaks"]])
+
+    return wait
+
+
+def begin_in_process() -> None:
+    """What the process of `begin_apart` does."""
+    told = json.load(sys.stdin)
+    database = Database(told["url"], bytes.fromhex(told["at_rest_key"]))
+    with database.read() as connection:
+        builder = begin(connection, told["date"])
+    json.dump({"size": builder.size, "peaks": [peak.hex() for peak in builder.peaks]}, sys.stdout)
+
+
+def _finished(connection: Connection, date: str, builder: Builder) -> tuple[str, int]:
+    _add_all(builder, _last_leaves(connection, date))
+    return builder.root().hex(), builder.size
+
+
+def _leaves(connection: Connection, date: str) -> Iterator[bytes]:
+    yield from (batch.leaf for batch in store.sealed_batches(connection, date))
+    for sealed in (*store.sealed_before_the_close(connection, date), store.sealed_of_the_close(date)):
+        yield from store.leaves(connection, sealed)
+    yield from _last_leaves(connection, date)
+
+
+def _last_leaves(connection: Connection, date: str) -> Iterator[bytes]:
+    yield from store.leaves(connection, store.sealed_quarantine(connection, date))
+    yield store.sealed_close(connection, date)
+
+
+def _add_all(builder: Builder, leaves: Iterable[bytes]) -> None:
+    for leaf in leaves:
+        builder.add(leaf)
 
 
 def check(connection: Connection) -> list[Finding]:
@@ -86,23 +162,6 @@ def prove(connection: Connection, device_id: str, epoch: str, sequence: int) -> 
         public_key=_signing_key(connection, stored),
         tap_sequence=sequence,
     )
-
-
-def _leaves(connection: Connection, date: str, entries: Booking | None = None) -> Iterator[bytes]:
-    yield from (batch.leaf for batch in store.sealed_batches(connection, date))
-    yield from store.sealed_lines(connection, date)
-    yield from store.sealed_legs(connection, date)
-    yield from store.sealed_postings(connection, date, settled=False)
-    yield from store.sealed_postings(connection, date, settled=True) if entries is None else _not_written(entries)
-    yield from store.sealed_quarantine(connection, date)
-    yield store.sealed_close(connection, date)
-
-
-def _not_written(entries: Booking) -> Iterator[bytes]:
-    """Postings on their way into the books, in the order in which they are read back."""
-    hasher = HASHERS["postings"]
-    rows = sorted(entries.postings, key=lambda posting: (str(posting["transaction_id"]), int(str(posting["number"]))))
-    return (hasher.of(row) for row in rows)
 
 
 def _index_of(connection: Connection, date: str, stored: StoredBatch) -> int:

@@ -19,7 +19,6 @@ from sqlalchemy import (
     Select,
     String,
     Table,
-    and_,
     case,
     collate,
     func,
@@ -350,40 +349,55 @@ def sealed_batches(connection: Connection, accounting_date: str) -> Iterator[Sea
     """The messages that were received between the freeze before and this one; AtRestError for one that does not open.
 
     By device, epoch and sequence: the order of receipt is not the same on every run of one day, the messages are."""
-    through = select(closes.c.batches_through).where(closes.c.accounting_date == accounting_date).scalar_subquery()
-    before = select(func.coalesce(func.max(closes.c.batches_through), 0)).where(closes.c.accounting_date < accounting_date)
-    statement = (
-        select(batches)
-        .where(batches.c.batch_id > before.scalar_subquery(), batches.c.batch_id <= through)
-        .order_by(_bytewise(connection, batches.c.device_id), batches.c.epoch, batches.c.first_sequence)
-    )
+    statement = select(batches).where(*_received(accounting_date)).order_by(*_batch_order(connection))
     with connection.execute(statement, execution_options=_STREAM) as rows:
         for row in rows:
             leaf = batch_hash(row._asdict(), opened_message(connection, row))
             yield SealedBatch(row.device_id, row.epoch, row.first_sequence, row.last_sequence, leaf)
 
 
-def sealed_lines(connection: Connection, accounting_date: str) -> Iterator[bytes]:
-    """The date's lines, by transaction."""
-    return _leaves(connection, lines, lines.c.accounting_date == accounting_date, lines.c.transaction_id)
+def _received(accounting_date: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    through = select(closes.c.batches_through).where(closes.c.accounting_date == accounting_date).scalar_subquery()
+    before = select(func.coalesce(func.max(closes.c.batches_through), 0)).where(closes.c.accounting_date < accounting_date)
+    return batches.c.batch_id > before.scalar_subquery(), batches.c.batch_id <= through
 
 
-def sealed_legs(connection: Connection, accounting_date: str) -> Iterator[bytes]:
-    """The date's legs, by movement."""
-    return _leaves(connection, legs, legs.c.accounting_date == accounting_date, legs.c.movement_id)
+def _batch_order(connection: Connection) -> tuple[ColumnElement[Any], ...]:
+    return (_bytewise(connection, batches.c.device_id), batches.c.epoch, batches.c.first_sequence)
 
 
-def sealed_postings(connection: Connection, accounting_date: str, *, settled: bool) -> Iterator[bytes]:
-    """The date's postings, by transaction: those of the close itself (`settled`), or all others."""
-    own = postings.c.code.in_(OF_THE_CLOSE) if settled else postings.c.code.not_in(OF_THE_CLOSE)
-    these = and_(postings.c.accounting_date == accounting_date, own)
-    return _leaves(connection, postings, these, postings.c.transaction_id, postings.c.number)
+class Sealed(msgspec.Struct, frozen=True):
+    """Some rows under a date's seal, in their order."""
+
+    table: Table
+    these: tuple[ColumnElement[bool], ...]
+    order: tuple[ColumnElement[Any], ...]
 
 
-def sealed_quarantine(connection: Connection, accounting_date: str) -> Iterator[bytes]:
+def sealed_before_the_close(connection: Connection, accounting_date: str) -> list[Sealed]:
+    """What a close finds, after the messages: the date's lines by transaction, its legs by movement, its postings by
+    transaction and number."""
+    return [
+        Sealed(lines, (lines.c.accounting_date == accounting_date,), (lines.c.transaction_id,)),
+        Sealed(legs, (legs.c.accounting_date == accounting_date,), (legs.c.movement_id,)),
+        _postings(accounting_date, postings.c.code.not_in(OF_THE_CLOSE)),
+    ]
+
+
+def sealed_of_the_close(accounting_date: str) -> Sealed:
+    """The postings that the close itself made."""
+    return _postings(accounting_date, postings.c.code.in_(OF_THE_CLOSE))
+
+
+def _postings(accounting_date: str, which: ColumnElement[bool]) -> Sealed:
+    this = postings.c.accounting_date == accounting_date
+    return Sealed(postings, (this, which), (postings.c.transaction_id, postings.c.number))
+
+
+def sealed_quarantine(connection: Connection, accounting_date: str) -> Sealed:
     """What was set aside under the date, by device, epoch and sequence."""
     order = (_bytewise(connection, quarantine.c.device_id), quarantine.c.epoch, quarantine.c.sequence)
-    return _leaves(connection, quarantine, quarantine.c.accounting_date == accounting_date, *order)
+    return Sealed(quarantine, (quarantine.c.accounting_date == accounting_date,), order)
 
 
 def sealed_close(connection: Connection, accounting_date: str) -> bytes:
@@ -402,16 +416,43 @@ def sealed_close(connection: Connection, accounting_date: str) -> bytes:
     return row_hash("closes", content)
 
 
-_STREAM = {"yield_per": 5000}
+_STREAM = {"yield_per": 10_000}
 
 
-def _leaves(connection: Connection, table: Table, these: ColumnElement[bool], *order: ColumnElement[Any]) -> Iterator[bytes]:
-    """The hashes of some rows of a table, from what stands in their columns now."""
-    hasher = HASHERS[table.name]
-    statement = select(*(table.c[name] for name in hasher.columns)).where(these).order_by(*order)
+def leaves(connection: Connection, sealed: Sealed) -> Iterator[bytes]:
+    """The hashes of some rows, from what stands in their columns now."""
+    hasher = HASHERS[sealed.table.name]
+    columns = [sealed.table.c[name] for name in hasher.columns]
+    statement = select(*columns).where(*sealed.these).order_by(*sealed.order)
     with connection.execute(statement, execution_options=_STREAM) as rows:
         for row in rows:
             yield hasher.of(row._asdict())
+
+
+def written_hashes(connection: Connection, sealed: Sealed) -> Iterator[bytes]:
+    """The hashes of some rows as they were written with them; of a row without one, from its columns. A row that was changed
+    since has another hash than its content: then neither the row nor the seal holds, and `motthe taps verify` names both."""
+    table = sealed.table
+    key = list(table.primary_key)
+    statement = select(table.c.row_hash, *key).where(*sealed.these).order_by(*sealed.order)
+    with connection.execute(statement, execution_options=_STREAM) as rows:
+        for found, *where in rows:
+            if found is None:
+                same = tuple(column == value for column, value in zip(key, where, strict=True))
+                yield from leaves(connection, Sealed(table, same, ()))
+            else:
+                yield found
+
+
+def written_batch_hashes(connection: Connection, accounting_date: str) -> Iterator[bytes | None]:
+    """The same of the messages of `sealed_batches`, in the same order; None where a message has none yet."""
+    statement = select(batches.c.row_hash).where(*_received(accounting_date)).order_by(*_batch_order(connection))
+    yield from connection.execute(statement, execution_options=_STREAM).scalars()
+
+
+def count_lines(connection: Connection, accounting_date: str) -> int:
+    """How many lines a date has."""
+    return int(connection.execute(select(func.count()).where(lines.c.accounting_date == accounting_date)).scalar_one())
 
 
 def _bytewise(connection: Connection, column: Column[Any]) -> ColumnElement[Any]:

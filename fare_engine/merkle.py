@@ -39,10 +39,15 @@ class Builder:
 
     __slots__ = ("_peaks", "size")
 
-    def __init__(self) -> None:
-        self.size = 0
-        self._peaks: list[bytes] = []
+    def __init__(self, size: int = 0, peaks: Iterable[bytes] = ()) -> None:
+        """Empty, or as another builder was after `size` leaves, with its `peaks`."""
+        self.size = size
+        self._peaks: list[bytes] = list(peaks)
+
+    @property
+    def peaks(self) -> tuple[bytes, ...]:
         """Roots of the full subtrees so far, largest first: one for each 1 in the binary form of `size`."""
+        return tuple(self._peaks)
 
     def add(self, leaf: bytes) -> None:
         """Put one more leaf (a row hash) at the end."""

@@ -38,6 +38,7 @@ class Database:
     def __init__(self, url: str, at_rest_key: bytes) -> None:
         """`at_rest_key`: 32 secret bytes under which messages and tokens are encrypted; older ones may not be needed yet."""
         self.url = url
+        self.at_rest_key = at_rest_key
         options: dict[str, Any] = {"execution_options": {"cipher": Cipher(at_rest_key)}}
         if not url.startswith("sqlite"):
             options |= {"pool_pre_ping": True, "pool_size": 8, "max_overflow": 8, "pool_timeout": 10}
