@@ -15,7 +15,7 @@ from fastapi.staticfiles import StaticFiles
 
 from clearing import commands as clearing_commands
 from clearing import pages as clearing_pages
-from clearing import tap_commands
+from clearing import statement_commands, tap_commands
 from clearing.collection import commands as collection_commands
 from clearing.collection import pages as collection_pages
 from clearing.collection.opening import open_collector
@@ -30,8 +30,8 @@ from fare_engine.service.app import WORKER_SECONDS, Service, create_app, open_se
 from fare_engine.settings import Settings
 from simulators import demo as demo_commands
 from simulators import faults as fault_commands
-from simulators import provider as provider_commands
 from simulators import full_day
+from simulators import provider as provider_commands
 from simulators.control import VirtualClock, control_key, control_routes, end_with_parent
 from validators import commands as terminal_commands
 
@@ -146,6 +146,7 @@ for part in (
     traveller_commands.app,
     clearing_commands.app,
     collection_commands.app,
+    statement_commands.app,
     tap_commands.app,
     device_commands.app,
     terminal_commands.app,

@@ -203,6 +203,24 @@ class Agreements(Strict, frozen=True, kw_only=True):
             f"no agreement covers {kind} {rule_id} paid by {paid_by} on {network_id or 'no network'} of {service_date}"
         )
 
+    def amounts_for(
+        self, network_id: str | None, route_id: str | None, category: str, service_date: str
+    ) -> Iterator[tuple[str, str, str, int]]:
+        """What is paid for each person's ride: (`ride` or `subsidy`, its id, who pays it, how much)."""
+        for row in self.agreements:
+            if row.fits("list_fare", "", network_id, RIDERS, service_date):
+                if row.method == "per_ride" and row.amount and row.residual:
+                    yield "ride", row.agreement_id, row.residual, row.amount
+                break
+        for subsidy in self.subsidies:
+            if (
+                subsidy.holds_on(service_date)
+                and (not subsidy.networks or network_id in subsidy.networks)
+                and (not subsidy.routes or route_id in subsidy.routes)
+                and (not subsidy.rider_categories or category in subsidy.rider_categories)
+            ):
+                yield "subsidy", subsidy.subsidy_id, subsidy.paid_by, subsidy.amount
+
     def row(self, agreement_id: str) -> Agreement:
         """An agreement by its id."""
         return next(row for row in self.agreements if row.agreement_id == agreement_id)

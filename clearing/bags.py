@@ -69,15 +69,17 @@ def corrections(
     agreements: Agreements,
     caps: Mapping[str, CapScope],
     through: str,
+    only: str | None = None,
 ) -> dict[Pool, Shares]:
     """By how much one traveller's shares differ from each leg's money going to its own operator, as known when the accounting
-    date `through` is closed: a week or month that has not ended by then is shared day by day."""
+    date `through` is closed: a week or month that has not ended by then is shared day by day. `only` leaves out the money of all
+    service dates but one; all legs are weighed."""
     listed = list(lines)
     legs = _legs(listed, rides)
     found: dict[Pool, Shares] = defaultdict(dict)
     taking_part: dict[tuple[str, str, str], list[_Leg]] = {}
     for line in listed:
-        if line.operator_id is None:
+        if line.operator_id is None or only not in (None, line.service_date):
             continue
         for paid_by, amount in ((RIDERS, line.amount), (line.bearer, line.funded)):
             if not amount:

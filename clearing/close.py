@@ -25,6 +25,7 @@ from clearing.bags import Pool
 from clearing.frozen import OpenItems
 from clearing.payments import Payment, payments_of
 from clearing.pools import PoolState, Shares
+from clearing.share_store import RideRow
 from clearing.sharing import CapScopes, Sharing, share
 from clearing.statements import Books
 from clearing.store import Moved, PoolRow
@@ -198,7 +199,13 @@ def _shared(connection: Connection, rows: list[PoolRow], movements: Movements, r
     sharing = share(connection, rows, rules.agreements, rules.caps, date, before)
     found = Computed(sharing, {}, {}, books.Booking(None))
     _settle(connection, sharing.changes, date, found, Code.SETTLED)
-    fees = _fees(connection, rows, movements, found.settled, rules.agreements, date)
+    held = {
+        account.partition(":")[2]: amount
+        for account, amount in _by_account(movements).items()
+        if account.startswith("collector:")
+    }
+    rides = share_store.ride_rows(connection, date) if any(fee.base == "rides" for fee in rules.agreements.fees) else []
+    fees = fees_of(rules.agreements, date, rows, rides, held, found.settled)
     sharing.changes.update(fees)
     _settle(connection, fees, date, found, Code.COMMISSION)
     return found
@@ -217,60 +224,50 @@ def _settle(connection: Connection, changes: Mapping[Pool, Shares], date: str, f
                 found.entries.add_posting(transaction, number, code, posting, date, date)
 
 
-def _fees(
-    connection: Connection,
-    rows: Iterable[PoolRow],
-    movements: Movements,
-    settled: Mapping[Pool, Mapping[str, int]],
+def fees_of(
     agreements: Agreements,
     date: str,
+    rows: Iterable[PoolRow],
+    rides: Iterable[RideRow],
+    held: Mapping[str, int],
+    settled: Mapping[Pool, Mapping[str, int]],
 ) -> dict[Pool, Shares]:
-    """What fees and commissions move, by fee and who pays it."""
+    """What fees and commissions move, by fee and who pays it. `held` is what tills hold."""
     found: dict[Pool, Shares] = {}
-    bases = _bases(connection, rows, movements, settled, agreements, date)
+    sold = sum(row.amount for row in rows if row.kind == "sale")
+    listed = list(rides)
     for fee in agreements.fees:
         if not fee.holds_on(date):
             continue
-        for payer, base in bases(fee).items():
-            if fee.percent is not None:
-                parts = part_of(base, Fraction(fee.percent) / 100)
-            else:
-                parts = part_of(base, Fraction(fee.amount or 0))
+        if fee.base == "sales":
+            bases = {fee.paid_by: sold}
+        elif fee.base == "cash_held":
+            bases = dict(held)
+        else:
+            bases = _settled_base(fee, settled) if fee.base == "settled" else _rides_base(fee, listed)
+        rate = Fraction(fee.percent) / 100 if fee.percent is not None else Fraction(fee.amount or 0)
+        for payer in sorted(bases) if fee.paid_by == "operators" else [fee.paid_by]:
+            parts = part_of(bases.get(payer, 0), rate)
             if parts and payer != fee.paid_to:
                 found[f"fee|{fee.fee_id}|{payer}", fee.fee_id] = {fee.paid_to: parts, payer: -parts}
     return found
 
 
-def _bases(
-    connection: Connection,
-    rows: Iterable[PoolRow],
-    movements: Movements,
-    settled: Mapping[Pool, Mapping[str, int]],
-    agreements: Agreements,
-    date: str,
-) -> Callable[[Fee], dict[str, int]]:
-    """Gives what a fee is reckoned on, by who pays it."""
-    sold = sum(row.amount for row in rows if row.kind == "sale")
-    balances = _by_account(movements).items()
-    held = {account.partition(":")[2]: amount for account, amount in balances if account.startswith("collector:")}
-    rides = share_store.ride_rows(connection, date) if any(fee.base == "rides" for fee in agreements.fees) else []
+def _settled_base(fee: Fee, settled: Mapping[Pool, Mapping[str, int]]) -> dict[str, int]:
+    bases: dict[str, int] = defaultdict(int)
+    for (pool, _), paid in settled.items():
+        if not fee.networks or pool.split("|")[1] in fee.networks:
+            for party, amount in paid.items():
+                bases[party] += amount
+    return bases
 
-    def of(fee: Fee) -> dict[str, int]:
-        bases: dict[str, int] = defaultdict(int)
-        if fee.base == "sales":
-            return {fee.paid_by: sold}
-        if fee.base == "cash_held":
-            bases.update(held)
-        for (pool, _), paid in settled.items() if fee.base == "settled" else ():
-            if not fee.networks or pool.split("|")[1] in fee.networks:
-                for party, amount in paid.items():
-                    bases[party] += amount
-        for row in rides if fee.base == "rides" else ():
-            if row.operator_id and (not fee.networks or row.network_id in fee.networks):
-                bases[row.operator_id] += row.persons
-        return dict(bases) if fee.paid_by == "operators" else {fee.paid_by: bases.get(fee.paid_by, 0)}
 
-    return of
+def _rides_base(fee: Fee, rides: Iterable[RideRow]) -> dict[str, int]:
+    bases: dict[str, int] = defaultdict(int)
+    for row in rides:
+        if row.operator_id and (not fee.networks or row.network_id in fee.networks):
+            bases[row.operator_id] += row.persons
+    return bases
 
 
 # ---- net

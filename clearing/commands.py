@@ -8,43 +8,113 @@ from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from clearing import store
 from clearing.agreements import Known, load_agreements
 from clearing.audit import AuditReport, audit_store
 from clearing.close import Closed, Rules, close_through, verify
+from clearing.what_if import compare
 from fare_engine.application import Application
 from fare_engine.commands import Opened, Store, open_store
 from fare_engine.errors import CloseError
 from fare_engine.money import format_amount
-from fare_engine.service_day import day_starts_at, to_day
+from fare_engine.service_day import day_starts_at, to_date, to_day
 from fare_engine.tariff.compile import CompiledTariff
 from fare_engine.tariff.model import Version
 
 app = typer.Typer()
 
 
-@app.command()
+class DateOrCommand(TyperGroup):
+    """`motthe clear DATE` closes a date; any other first word is one of the group's commands."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """A word that names no command is the date to close."""
+        if args and args[0] not in self.commands:
+            args = ["date", *args]
+        return super().resolve_command(ctx, args)
+
+
+clear_app = typer.Typer(cls=DateOrCommand, no_args_is_help=True, help="Close service dates: motthe clear DATE.")
+app.add_typer(clear_app, name="clear")
+
+
+@clear_app.command("date", hidden=True)
 def clear(
-    service_date: Annotated[str, typer.Argument(help="The service date to close, as 2026-03-02.")],
+    service_date: Annotated[str, typer.Argument(help="The service date to close, as 2026-03-02; or `yesterday`.")],
+    despite: Annotated[
+        str, typer.Option(help="Publish although too much is open, for this reason, which is published too.")
+    ] = "",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")] = False,
     data: Store = None,
 ) -> None:
-    """Close a service date: share its money, net, publish one statement per operator, prove the day.
+    """Close a service date: share its money, net, publish one statement per party, prove the day.
 
     A second run changes nothing and writes the same bytes."""
     opened = open_store(data)
-    day = parse_date(service_date)
+    day = _yesterday(opened.tariff) if service_date == "yesterday" else parse_date(service_date)
     if end_of(opened.tariff, day) > now():
         raise CloseError(f"{day} has not ended yet")
-    found = clear_date(opened, day)
+    found = clear_date(opened, day, despite=despite, step=_silent if quiet else _progress())
     folder = write_documents(opened.data, found)
     print_close(Console(), found[-1], opened.tariff)
     typer.echo(f"statements in {folder}" + ("" if found[-1].newly else " (closed before; the same bytes)"))
+
+
+@clear_app.command("what-if")
+def what_if(
+    agreements: Annotated[Path, typer.Argument(help="Another clearing.toml.")],
+    first: Annotated[str, typer.Argument(help="The first service date.")],
+    last: Annotated[str | None, typer.Argument(help="The last one; the first by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    data: Store = None,
+) -> None:
+    """The same days under other agreements: what each party would be given, and the difference. Nothing is changed."""
+    opened = open_store(data)
+    begin = parse_date(first)
+    rules = rules_of(opened.tariff, opened.tariff_folder)
+    other = rules_of(opened.tariff, opened.tariff_folder, agreements)
+    with opened.database.read() as connection:
+        found = compare(connection, rules, other, begin, parse_date(last) if last else begin)
+    if as_json:
+        rows = [
+            {"party_id": one.party_id, "now": one.now, "otherwise": one.otherwise, "difference": one.difference} for one in found
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    table = Table(title=f"{begin} to {last or begin} under {agreements} ({opened.tariff.currency})")
+    table.add_column("party")
+    for name in ("now", "otherwise", "difference"):
+        table.add_column(name, justify="right")
+    for one in found:
+        amounts = (one.now, one.otherwise, one.difference)
+        table.add_row(_party_name(opened.tariff, one.party_id), *(format_amount(n, opened.tariff.currency) for n in amounts))
+    Console().print(table)
+
+
+def _yesterday(tariff: CompiledTariff) -> str:
+    """The latest service date that has ended."""
+    return to_date(tariff.service_day(now()) - 1).isoformat()
+
+
+def _progress() -> Callable[[str], None]:
+    begun = time.monotonic()
+    return lambda step: typer.echo(f"{time.monotonic() - begun:6.1f} s  {step}", err=True)
+
+
+def _silent(_step: str) -> None:
+    """No progress."""
+
+
+def _party_name(tariff: CompiledTariff, party: str) -> str:
+    known = tariff.network.parties.get(party)
+    return known.name_en if known else party
 
 
 @app.command()
@@ -171,9 +241,7 @@ def print_close(console: Console, closed: Closed, tariff: CompiledTariff) -> Non
     lines = closed.documents["positions.csv"].decode().splitlines()[1:]
     for line in lines:
         party, settled, cash, net = line.split(",")
-        known = tariff.network.parties.get(party)
-        name = known.name_en if known else party
-        table.add_row(name, *(format_amount(int(cell), tariff.currency) for cell in (settled, cash, net)))
+        table.add_row(_party_name(tariff, party), *(format_amount(int(cell), tariff.currency) for cell in (settled, cash, net)))
     console.print(table)
     console.print(proof_line(closed, tariff.currency), soft_wrap=True)
 

@@ -5,10 +5,11 @@ Every query names one accounting date, or travellers: it costs what the date hol
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from datetime import date, timedelta
 from itertools import groupby
 
 import msgspec
-from sqlalchemy import BigInteger, Column, Connection, PrimaryKeyConstraint, String, Table, func, select
+from sqlalchemy import BigInteger, Column, ColumnElement, Connection, PrimaryKeyConstraint, String, Table, func, select
 
 from clearing.agreements import ALL_KINDS, LEG_KINDS, Agreement
 from clearing.bags import BagLine, BagRide
@@ -67,12 +68,21 @@ class RideRow(msgspec.Struct, frozen=True):
 
 def ride_rows(connection: Connection, accounting_date: str) -> list[RideRow]:
     """The date's rides, summed by all that amounts for rides distinguish."""
+    return _ride_rows(connection, legs.c.accounting_date == accounting_date)
+
+
+def rides_of_service_date(connection: Connection, service_date: str, through: str) -> list[RideRow]:
+    """The same of a service date, as booked up to an accounting date."""
+    return _ride_rows(connection, legs.c.accounting_date.between(service_date, through) & (legs.c.service_date == service_date))
+
+
+def _ride_rows(connection: Connection, these: ColumnElement[bool]) -> list[RideRow]:
     columns = (legs.c.operator_id, legs.c.network_id, legs.c.route_id, legs.c.rider_category, legs.c.service_date)
     sign = 1 - 2 * (legs.c.generation % 2)
     metres = func.coalesce(legs.c.distance_m, 0) * legs.c.persons
     statement = (
         select(*columns, func.sum(legs.c.persons * sign), func.sum(sign), func.sum(metres * sign))
-        .where(legs.c.accounting_date == accounting_date)
+        .where(these)
         .group_by(*columns)
         .order_by(*columns)
     )
@@ -86,6 +96,25 @@ def moved_late(connection: Connection, accounting_date: str) -> set[str]:
         late = (table.c.accounting_date == accounting_date) & (table.c.service_date != accounting_date)
         found |= set(connection.execute(select(table.c.traveller_id).where(late).distinct()).scalars())
     return found
+
+
+def moved_after(connection: Connection, service_date: str, through: str) -> set[str]:
+    """The travellers of whom something of a service date moved after its own close, up to another one."""
+    found: set[str] = set()
+    for table in (lines, legs):
+        late = (
+            (table.c.accounting_date > service_date)
+            & (table.c.accounting_date <= through)
+            & (table.c.service_date == service_date)
+        )
+        found |= set(connection.execute(select(table.c.traveller_id).where(late).distinct()).scalars())
+    return found
+
+
+def journeys_gone_on(connection: Connection, service_date: str) -> set[str]:
+    """The travellers who went on with a journey of a service date after its turn."""
+    following = (date.fromisoformat(service_date) + timedelta(days=1)).isoformat()
+    return journeys_begun_before(connection, following)
 
 
 def journeys_begun_before(connection: Connection, accounting_date: str) -> set[str]:
@@ -129,11 +158,11 @@ def travellers_of(connection: Connection, accounting_date: str, row: Agreement) 
 
 
 def shared_days(
-    connection: Connection, date: str, apart: Collection[str], *, with_rides: bool
+    connection: Connection, on: str, apart: Collection[str], *, with_rides: bool
 ) -> Iterator[tuple[list[BagLine], dict[str, BagRide]]]:
     """The lines (and rides) of each traveller who rode with several operators on a service date, as booked under that date;
     those of `apart` are left out."""
-    this = (lines.c.accounting_date == date) & (lines.c.service_date == date) & lines.c.kind.in_((*LEG_KINDS, "cap"))
+    this = (lines.c.accounting_date == on) & (lines.c.service_date == on) & lines.c.kind.in_((*LEG_KINDS, "cap"))
     several = (
         select(lines.c.traveller_id)
         .where(this, lines.c.operator_id.is_not(None))
@@ -153,7 +182,7 @@ def shared_days(
         lines.c.funded,
     )
     statement = select(*columns).where(this, lines.c.traveller_id.in_(several)).order_by(lines.c.traveller_id)
-    rides = _rides_of(connection, date, several) if with_rides else iter(())
+    rides = _rides_of(connection, on, several) if with_rides else iter(())
     held = next(rides, None)
     with connection.execute(statement, execution_options=_STREAM) as rows:
         for name, moved in groupby(rows, key=_first):
@@ -164,9 +193,9 @@ def shared_days(
                 yield [BagLine(*list(row)[1:]) for row in moved], own
 
 
-def _rides_of(connection: Connection, date: str, several: object) -> Iterator[tuple[str, dict[str, BagRide]]]:
+def _rides_of(connection: Connection, on: str, several: object) -> Iterator[tuple[str, dict[str, BagRide]]]:
     columns = (legs.c.traveller_id, legs.c.leg_id, legs.c.generation, legs.c.journey, legs.c.persons, legs.c.distance_m)
-    this = (legs.c.accounting_date == date) & (legs.c.service_date == date)
+    this = (legs.c.accounting_date == on) & (legs.c.service_date == on)
     statement = (
         select(*columns)
         .where(this, legs.c.traveller_id.in_(several))  # type: ignore[arg-type]  # a select of names
@@ -189,14 +218,21 @@ def _first(row: tuple[str, ...]) -> str:
 
 def records(connection: Connection, names: Collection[str]) -> Iterator[Record]:
     """The records of some travellers, in the order of their ids."""
+    return (record for _, record in named_records(connection, names))
+
+
+def named_records(connection: Connection, names: Collection[str]) -> Iterator[tuple[str, Record]]:
+    """The same, each with its traveller."""
     listed = sorted(names)
     for start in range(0, len(listed), PART):
         part = listed[start : start + PART]
         rows = connection.execute(
-            select(travellers.c.record).where(travellers.c.traveller_id.in_(part)).order_by(travellers.c.traveller_id)
+            select(travellers.c.traveller_id, travellers.c.record)
+            .where(travellers.c.traveller_id.in_(part))
+            .order_by(travellers.c.traveller_id)
         )
         for row in rows:
-            yield decode(row.record)
+            yield row.traveller_id, decode(row.record)
 
 
 def add_uses(connection: Connection, uses: Iterable[DayUse]) -> None:
@@ -224,6 +260,16 @@ def uses_under(connection: Connection, accounting_date: str) -> set[DayUse]:
     """What products released and paid under an accounting date."""
     rows = connection.execute(select(product_uses).where(product_uses.c.accounting_date == accounting_date))
     return {DayUse(**row._mapping) for row in rows}
+
+
+def uses_of_date(connection: Connection, service_date: str, through: str) -> list[DayUse]:
+    """What products released and paid for a service date, as known when another date was closed."""
+    rows = connection.execute(
+        select(product_uses).where(
+            product_uses.c.service_date == service_date, product_uses.c.accounting_date.between(service_date, through)
+        )
+    )
+    return [DayUse(**row._mapping) for row in rows]
 
 
 def uses_between(connection: Connection, first: str, last: str, products: Collection[str]) -> set[tuple[str, str]]:

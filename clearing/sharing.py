@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 from sqlalchemy import Connection
 
-from clearing import pools, share_store
+from clearing import pools, share_store, store
 from clearing.agreements import LEG_KINDS, LONG, RIDERS, Agreement, Agreements, period_of, product_of
 from clearing.bags import BagLine, BagRide, Pool, alone, corrections
 from clearing.pools import Shares
@@ -51,6 +51,36 @@ def share(
     used = _uses(listed, date)
     _add_products(changes, connection, used, agreements, date, before)
     return Sharing(dict(changes), used, long_travellers)
+
+
+def share_of_date(
+    connection: Connection, agreements: Agreements, caps: CapScopes, service_date: str, through: str
+) -> tuple[list[PoolRow], list[RideRow], dict[Pool, Shares]]:
+    """Everything that is for one service date, as known when `through` was closed: its rows, rides and exact shares. The sum over
+    all service dates is what was published by then; any agreements may be asked, not only those in force."""
+    rows = store.rows_of_service_date(connection, service_date, through)
+    rides = share_store.rides_of_service_date(connection, service_date, through)
+    changes: dict[Pool, Shares] = defaultdict(dict)
+    _add_own(changes, rows, agreements)
+    weighing = [row for row in agreements.agreements if row.weighs and row.holds_on(service_date)]
+    if weighing:
+        apart = share_store.moved_after(connection, service_date, through)
+        apart |= share_store.journeys_begun_before(connection, service_date)
+        apart |= share_store.journeys_gone_on(connection, service_date)
+        for row in weighing:
+            if row.scope in LONG:
+                apart |= {name for name, _ in share_store.travellers_of(connection, service_date, row)}
+        days = share_store.shared_days(connection, service_date, apart, with_rides=needs_rides(weighing))
+        for lines, ridden in days:
+            _add(changes, corrections(lines, ridden, agreements, caps, through, service_date))
+        for record in share_store.records(connection, apart):
+            _add(changes, corrections(*bag_of(record, through), agreements, caps, through, service_date))
+    _add_rides(changes, rides, agreements)
+    for product in sorted({use.product_id for use in share_store.uses_of_date(connection, service_date, through)}):
+        first, last = _period(agreements, product, service_date)
+        held = share_store.list_uses(connection, product, first, last, f"{through}~")
+        _add(changes, product_shares(held, agreements, through, service_date))
+    return rows, rides, dict(changes)
 
 
 # ---- legs and caps
@@ -96,10 +126,10 @@ def _add_corrections(
     for lines, rides in share_store.shared_days(connection, date, anew, with_rides=needs_rides(weighing)):
         _add(changes, corrections(lines, rides, agreements, caps, date))
     for record in share_store.records(connection, anew):
-        now = _bag(record, date)
+        now = bag_of(record, date)
         _add(changes, corrections(*now, agreements, caps, date))
         if before is not None:
-            _add(changes, corrections(*_bag(record, before), agreements, caps, before), sign=-1)
+            _add(changes, corrections(*bag_of(record, before), agreements, caps, before), sign=-1)
     return _still_open(connection, weighing, date)
 
 
@@ -113,7 +143,7 @@ def _add(changes: dict[Pool, Shares], more: Mapping[Pool, Shares], sign: int = 1
         pools.add(changes[key], shares, sign)
 
 
-def _bag(record: Record, through: str) -> tuple[list[BagLine], dict[str, BagRide]]:
+def bag_of(record: Record, through: str) -> tuple[list[BagLine], dict[str, BagRide]]:
     """A traveller's lines and rides as they stood when a date was closed."""
     lines = []
     for booked in record.booked.values():
@@ -158,22 +188,10 @@ def _add_rides(changes: dict[Pool, Shares], rides: Iterable[RideRow], agreements
     for row in rides:
         if row.operator_id is None:
             continue
-        for agreement in agreements.agreements:
-            if agreement.fits("list_fare", "", row.network_id, RIDERS, row.service_date):
-                if agreement.method == "per_ride" and agreement.amount and agreement.residual:
-                    key = f"ride|{agreement.agreement_id}|{row.operator_id}", agreement.agreement_id
-                    _pay(changes[key], agreement.residual, row.operator_id, agreement.amount * row.persons)
-                break
-        for subsidy in agreements.subsidies:
-            fits = (
-                subsidy.holds_on(row.service_date)
-                and (not subsidy.networks or row.network_id in subsidy.networks)
-                and (not subsidy.routes or row.route_id in subsidy.routes)
-                and (not subsidy.rider_categories or row.rider_category in subsidy.rider_categories)
-            )
-            if fits:
-                key = f"subsidy|{subsidy.subsidy_id}|{row.operator_id}", subsidy.subsidy_id
-                _pay(changes[key], subsidy.paid_by, row.operator_id, subsidy.amount * row.persons)
+        for word, name, payer, amount in agreements.amounts_for(
+            row.network_id, row.route_id, row.rider_category, row.service_date
+        ):
+            _pay(changes[f"{word}|{name}|{row.operator_id}", name], payer, row.operator_id, amount * row.persons)
 
 
 def _pay(shares: Shares, payer: str, payee: str, amount: int) -> None:
@@ -234,9 +252,9 @@ def _between(uses: Iterable[DayUse], product: str, first: str, last: str) -> Ite
     return (use for use in uses if use.product_id == product and first <= use.service_date <= last)
 
 
-def product_shares(uses: Iterable[DayUse], agreements: Agreements, through: str) -> dict[Pool, Shares]:
-    """The exact shares of what one product released, as known when `through` is closed: a period that has not ended by then is
-    shared day by day."""
+def product_shares(uses: Iterable[DayUse], agreements: Agreements, through: str, only: str | None = None) -> dict[Pool, Shares]:
+    """The exact shares of what one product released (for `only` one service date), as known when `through` is closed: a period
+    that has not ended by then is shared day by day."""
     released: dict[tuple[str, str, str], int] = defaultdict(int)
     weights: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
     for use in uses:
@@ -246,6 +264,8 @@ def product_shares(uses: Iterable[DayUse], agreements: Agreements, through: str)
             released[use.kind, use.product_id, use.service_date] += use.amount
     found: dict[Pool, Shares] = defaultdict(dict)
     for (kind, product, on), amount in sorted(released.items()):
+        if only not in (None, on):
+            continue
         agreement = agreements.find(kind, f"/{product}", None, f"product:{product}", on)
         first, last = period_of(agreement.scope, on)
         if last > through:

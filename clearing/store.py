@@ -117,10 +117,13 @@ class PoolRow(msgspec.Struct, frozen=True):
 def open_dates(connection: Connection, through: str) -> list[str]:
     """Accounting dates up to `through` that have bookings and are not closed, oldest first."""
     closed = connection.execute(select(func.max(closes.c.accounting_date))).scalar_one()
-    found = select(lines.c.accounting_date).where(lines.c.accounting_date <= through).distinct()
-    if closed is not None:
-        found = found.where(lines.c.accounting_date > closed)
-    return sorted({row.accounting_date for row in connection.execute(found)} | {through})
+    found = {through}
+    for table in (lines, postings):  # a day on which nobody rode may have top-ups
+        dates = select(table.c.accounting_date).where(table.c.accounting_date <= through).distinct()
+        if closed is not None:
+            dates = dates.where(table.c.accounting_date > closed)
+        found |= set(connection.execute(dates).scalars())
+    return sorted(found)
 
 
 def is_closed(connection: Connection, accounting_date: str) -> bool:
@@ -158,6 +161,16 @@ def set_head(connection: Connection, accounting_date: str, head: str, tree_size:
 
 def pool_rows(connection: Connection, accounting_date: str) -> list[PoolRow]:
     """The date's movements, summed by all that a statement distinguishes."""
+    return _pool_rows(connection, lines.c.accounting_date == accounting_date)
+
+
+def rows_of_service_date(connection: Connection, service_date: str, through: str) -> list[PoolRow]:
+    """The same of everything that is for a service date, as it was booked up to an accounting date."""
+    booked = lines.c.accounting_date.between(service_date, through) & (lines.c.service_date == service_date)
+    return _pool_rows(connection, booked)
+
+
+def _pool_rows(connection: Connection, these: ColumnElement[bool]) -> list[PoolRow]:
     is_collector = lines.c.payer.like("collector:%")
     payer_kind = case((is_collector, "collector"), else_="rider")
     payer = case((is_collector, func.substr(lines.c.payer, 11)), else_="")
@@ -174,7 +187,7 @@ def pool_rows(connection: Connection, accounting_date: str) -> list[PoolRow]:
     sign = 1 - 2 * (lines.c.generation % 2)
     statement = (
         select(*columns, func.sum(lines.c.amount), func.sum(lines.c.funded), func.sum(sign))
-        .where(lines.c.accounting_date == accounting_date)
+        .where(these)
         .group_by(*columns)
         .order_by(*columns)
     )

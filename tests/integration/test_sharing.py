@@ -11,6 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clearing import store
+from clearing.commands import rules_of
+from clearing.pools import PoolState
+from clearing.sharing import share_of_date
 from fare_engine.errors import CloseError
 from tests.builders import NETWORK, Town, row, write_city
 
@@ -192,11 +196,34 @@ def test_what_is_published_so_far_is_the_share_of_all_that_is_known_whenever_it_
     for on in (MONDAY, TUESDAY):
         in_time.take("\n".join(tap for tap in taps if tap.startswith(on)))
         other.take("\n".join(tap for n, tap in enumerate(taps) if tap.startswith(on) and n not in late))
-        for store in (in_time, other):
-            store.close(on)
+        for town_ in (in_time, other):
+            town_.close(on)
     for number in sorted(late):
         other.take(taps[number], now=f"{WEDNESDAY} 12:00")
     for on in (WEDNESDAY, SUNDAY):
-        for store in (in_time, other):
-            store.close(on)
+        for town_ in (in_time, other):
+            town_.close(on)
     assert published(other) == published(in_time)
+    assert anew(other, SUNDAY) == exact(other)
+
+
+def anew(found: Town, through: str) -> dict[tuple[str, str], int]:
+    """(pool with agreement, party) → its exact shares of all service dates, from nothing but what is known at a close."""
+    rules = rules_of(found.tariff, found.opened.tariff_folder)
+    sums: dict[tuple[str, str], int] = defaultdict(int)
+    with found.database.read() as connection:
+        for on in (MONDAY, TUESDAY, WEDNESDAY, SUNDAY):
+            _, _, shares = share_of_date(connection, rules.agreements, rules.caps, on, through)
+            for (pool, agreement), parts in shares.items():
+                for party, share in parts.items():
+                    sums[f"{pool}@{agreement}", party] += share
+    return {key: share for key, share in sums.items() if share}
+
+
+def exact(found: Town) -> dict[tuple[str, str], int]:
+    """The same as the closes kept it."""
+    states: dict[str, PoolState] = {}
+    with found.database.read() as connection:
+        for on in (MONDAY, TUESDAY, WEDNESDAY, SUNDAY):
+            states |= store.list_pools(connection, on)
+    return {(pool, party): share for pool, state in states.items() for party, share in state.exact.items() if share}
