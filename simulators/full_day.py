@@ -32,6 +32,8 @@ from simulators.riders import HOUR, Day, Presentation, Rider
 
 TARIFF, ADOPTED = "tariffs/hcmc", "proposal-2026-03"
 LEGS_A_RIDER = 1.8
+A_MESSAGE = 200
+"""So many taps go into one message at most."""
 AT_ONCE = 2000
 """So many taps are committed together."""
 EPOCH = b"\x01" * 8
@@ -99,8 +101,10 @@ class _Fleet:
         group: list[bytes] = []
         count = 0
         for device_id, presented in sorted(by_device.items()):
-            group.append(self._message(device_id, presented, sent_at))
-            count += len(presented)
+            for start in range(0, len(presented), A_MESSAGE):
+                sent = presented[start : start + A_MESSAGE]
+                group.append(self._message(device_id, sent, sent_at))
+                count += len(sent)
             if count >= AT_ONCE:
                 yield group
                 group, count = [], 0
