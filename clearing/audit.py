@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,7 @@ from clearing.auditor import (
     RecordedTap,
     audit_traveller,
 )
+from clearing.auditor_shares import Released, share
 from clearing.store import BookedLeg
 from fare_engine import answers
 from fare_engine.booking import Entitlement
@@ -54,18 +56,82 @@ class AuditReport(msgspec.Struct, frozen=True):
     legs: int
     charged: int
     differences: tuple[Difference, ...]
+    shared: tuple[ShareDifference, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was not looked at, and why."""
+
+
+class ShareDifference(msgspec.Struct, frozen=True):
+    """A party that was given another sum, up to a date, than the audited rides and agreements give it."""
+
+    party_id: str
+    audited: int
+    """To the nearest unit."""
+    published: int
+
+
+class Audited(msgspec.Struct):
+    """Every ride as the auditor prices it, by traveller, and what differs from the books."""
+
+    taps: int
+    travellers: int
+    rides: dict[str, list[AuditedLeg]]
+    differences: list[Difference]
 
 
 def audit_store(
-    connection: Connection, folder: Path, adopt: tuple[str, ...], tariff: CompiledTariff, server_key: bytes, as_of: int
+    connection: Connection,
+    folder: Path,
+    adopt: tuple[str, ...],
+    tariff: CompiledTariff,
+    server_key: bytes,
+    as_of: int,
+    date: str | None = None,
 ) -> AuditReport:
-    """Price every recorded fact from scratch and compare with the books. Nothing is written."""
+    """Price every recorded fact from scratch and compare with the books; with a closed `date`, also who was given what up to
+    it, by the agreements. Nothing is written."""
+    audited = _price(connection, AuditTariff.load(folder, adopt), tariff, server_key, as_of)
+    legs = [leg for found in audited.rides.values() for leg in found]
+    charged = sum(leg.charge or 0 for leg in legs)
+    shared: list[ShareDifference] = []
+    notes: list[str] = []
+    if date is not None:
+        shared, notes = _share_differences(connection, folder, adopt, audited.rides, date)
+    report = (audited.taps, audited.travellers, len(legs), charged, tuple(audited.differences))
+    return AuditReport(*report, tuple(shared), tuple(notes))
+
+
+def _share_differences(
+    connection: Connection, folder: Path, adopt: tuple[str, ...], rides: dict[str, list[AuditedLeg]], date: str
+) -> tuple[list[ShareDifference], list[str]]:
+    """Where more than rounding lies between what was published up to a date and what the auditor gives everybody."""
+    if store.is_moved_since(connection, date):
+        return [], [f"shares: rides up to {date} moved since its close; they are audited with the close that says so"]
+    city = folder if (folder / "clearing.toml").exists() else folder.parent
+    released = [Released(product_id=name, service_date=on, amount=amount) for name, on, amount in store.released(connection)]
+    networks = AuditTariff.load(folder, adopt).cap_networks()
+    found = share(city / "clearing.toml", rides, released, networks, date)
+    if found.not_understood:
+        return [], [f"shares: the auditor does not know the agreements {', '.join(found.not_understood)}"]
+    published, pools = store.given_through(connection, date)
+    differences = []
+    for party in sorted(found.sums.keys() | published.keys()):
+        audited = found.sums.get(party, Fraction(0))
+        if abs(audited - published.get(party, 0)) >= max(1, pools.get(party, 0)):
+            differences.append(ShareDifference(party, round(audited), published.get(party, 0)))
+    return differences, []
+
+
+def _price(connection: Connection, audit_tariff: AuditTariff, tariff: CompiledTariff, server_key: bytes, as_of: int) -> Audited:
+    """Every traveller's rides, each as of when the service priced them last, and at least as of `as_of`."""
     recorded, taps = _recorded_taps(connection, tariff, server_key)
     categories: dict[str, list[Entitlement]] = {}
+    priced_to: dict[str, int] = {}
     corrections = registry.all_corrections(connection)
     for traveller in travellers.all_travellers(connection):
         name = traveller.traveller_id
         categories[name] = traveller.record.entitlements
+        priced_to[name] = max(as_of, traveller.record.as_of)
         recorded[name] = [_corrected(fact, corrections) for fact in recorded[name]]
         for fact in traveller.record.facts:
             if isinstance(fact, Purchase):
@@ -75,21 +141,19 @@ def audit_store(
         if not recorded[name]:
             del recorded[name]
     booked = store.booked_legs(connection)
-    audit_tariff = AuditTariff.load(folder, adopt)
-    differences: list[Difference] = []
-    legs = charged = 0
+    found = Audited(taps, len(recorded), {}, [])
+    differences = found.differences
     for traveller_id in sorted(recorded):
         facts = [_in_category(fact, categories.get(traveller_id, []), tariff) for fact in recorded[traveller_id]]
-        audit = audit_traveller(audit_tariff, facts, as_of)
+        audit = audit_traveller(audit_tariff, facts, priced_to.get(traveller_id, as_of))
         own = booked.pop(traveller_id, {})
+        found.rides[traveller_id] = list(audit.legs.values())
         for leg_id, leg in audit.legs.items():
-            legs += 1
-            charged += leg.charge or 0
             differences += _compare(traveller_id, leg, own.pop(leg_id, None))
         differences += _unaudited(traveller_id, own)
     for traveller_id, own in booked.items():
         differences += _unaudited(traveller_id, own)
-    return AuditReport(taps, len(recorded), legs, charged, tuple(differences))
+    return found
 
 
 def _corrected(fact: RecordedFact, corrections: list[registry.Correction]) -> RecordedFact:

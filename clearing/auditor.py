@@ -86,6 +86,17 @@ class AuditedLeg:
     funded: Mapping[str, int]
     """Bearer to amount: parties for discounts, transfers and caps, `product:<id>` for coupons. Never a zero."""
     version: str
+    network_id: str | None = None
+    fare: int = 0
+    """What the ride alone would cost one person."""
+    before_caps: int = 0
+    """What it costs one person after products, discounts and transfers."""
+    companions: int = 0
+    capped: tuple[tuple[str, str, int], ...] = ()
+    """(cap, bearer, what it took off)."""
+    product: str | None = None
+    """The pass or book that paid it, with its `coupon`."""
+    coupon: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +310,14 @@ class AuditTariff:
             raise TariffError(missing or [Fault(str(folder), [*found], "no version in force here")])
         return _with_network(cls, city / "network", tuple(versions), versions[0] if alone else None)
 
+    def cap_networks(self) -> dict[str, frozenset[str]]:
+        """Cap → the networks whose rides it counts in any version; none: all."""
+        found: dict[str, list[tuple[str, ...]]] = {}
+        for version in self.versions:
+            for cap in version.caps:
+                found.setdefault(cap.rule_id, []).append(cap.networks)
+        return {cap: frozenset().union(*lists) if all(lists) else frozenset() for cap, lists in found.items()}
+
     # -- when
 
     def _service_day(self, at_ms: int, day_start: timedelta) -> date:
@@ -458,7 +477,8 @@ class _Ride:
     depth: int = 0
     """How many transfers stand before it in its chain."""
     is_first_of_a_group: bool = False
-    capped: list[tuple[str, int]] = field(default_factory=list)
+    capped: list[tuple[str, str, int]] = field(default_factory=list)
+    """(cap, bearer, amount)."""
 
     @property
     def limit_ms(self) -> int | None:
@@ -764,7 +784,7 @@ def _cap(changes: Sequence[_Change]) -> None:
             before = counted.get(period, 0)
             counted[period] = before + change
             above = max(0, before + change - cap.amount) - max(0, before - cap.amount)
-            ride.capped.append((cap.bearer, above))
+            ride.capped.append((rule_id, cap.bearer, above))
             remaining[index] = (ride, change - above)
 
 
@@ -794,9 +814,10 @@ def _sale(one: _Bought) -> AuditedSale:
 
 def _audited(tariff: AuditTariff, ride: _Ride, held: int) -> AuditedLeg:
     is_known = ride.fare is not None
-    charge = ride.before_caps - sum(amount for _, amount in ride.capped) + ride.companions
+    charge = ride.before_caps - sum(amount for _, _, amount in ride.capped) + ride.companions
     funded: dict[str, int] = {}
-    borne = [(rule.bearer, amount) for rule, amount in ride.off] + ride.transfers + ride.capped
+    borne = [(rule.bearer, amount) for rule, amount in ride.off] + ride.transfers
+    borne += [(bearer, amount) for _, bearer, amount in ride.capped]
     if ride.paid_by is not None:
         borne.append((f"product:{ride.paid_by.product.product_id}", ride.coupon))
     for bearer, amount in borne:
@@ -811,6 +832,13 @@ def _audited(tariff: AuditTariff, ride: _Ride, held: int) -> AuditedLeg:
         held=held,
         funded={bearer: amount for bearer, amount in funded.items() if amount},
         version=ride.version.version_id if ride.version else "",
+        network_id=ride.network,
+        fare=ride.fare or 0,
+        before_caps=ride.before_caps,
+        companions=ride.companions,
+        capped=tuple(ride.capped),
+        product=ride.paid_by.product.product_id if ride.paid_by is not None else None,
+        coupon=ride.coupon,
     )
 
 

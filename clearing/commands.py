@@ -15,16 +15,17 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from clearing import store
+from clearing import seals, store
 from clearing.agreements import Known, load_agreements
 from clearing.audit import AuditReport, audit_store
-from clearing.close import Closed, Rules, close_through, verify
+from clearing.close import Closed, Rules, check_date, close_through
 from clearing.what_if import compare
 from fare_engine.application import Application
 from fare_engine.commands import Opened, Store, open_store
-from fare_engine.errors import CloseError
+from fare_engine.errors import CloseError, MottheError
 from fare_engine.money import format_amount
 from fare_engine.service_day import day_starts_at, to_date, to_day
+from fare_engine.store.verify import Finding
 from fare_engine.tariff.compile import CompiledTariff
 from fare_engine.tariff.model import Version
 
@@ -126,11 +127,15 @@ def audit(
 
     Exit code 1 if anything differs or was changed."""
     opened = open_store(data)
-    report = audit_date(opened, parse_date(service_date))
-    with opened.database.read() as connection:
-        changed = verify(connection)
+    day = parse_date(service_date)
+    report = audit_date(opened, day)
+    changed = changed_under(opened, day)
     for problem in changed:
-        typer.echo(f"CHANGED {problem}")
+        typer.echo(f"CHANGED {problem.table} {problem.key}: {problem.what}")
+    for note in report.notes:
+        typer.echo(note)
+    for given in report.shared:
+        typer.echo(f"party {given.party_id} given up to {day}: audited {given.audited}, published {given.published}")
     for difference in report.differences:
         typer.echo(
             f"traveller {difference.traveller_id} leg {difference.leg_id} {difference.what}: "
@@ -140,8 +145,21 @@ def audit(
         f"AUDIT {service_date}: {report.taps:,} taps, {report.travellers:,} travellers, {report.legs:,} legs, "
         f"charged {format_amount(report.charged, opened.tariff.currency)}: {len(report.differences)} differences"
     )
-    if report.differences or changed:
+    if report.differences or report.shared or changed:
         raise typer.Exit(1)
+
+
+def changed_under(opened: Opened, service_date: str) -> list[Finding]:
+    """What of a closed date's rows, sums and documents is not as it was written and published; nothing for an open one."""
+    rules = rules_of(opened.tariff, opened.tariff_folder)
+    with opened.database.read() as connection:
+        if not store.published(connection, service_date):
+            return []
+        found = [*seals.check_documents(connection), *seals.check_date(connection, service_date)]
+        try:
+            return [*found, *check_date(connection, rules, service_date, set())]
+        except (MottheError, ValueError, KeyError) as error:
+            return [*found, Finding("settlements", service_date, f"cannot be computed again: {error}")]
 
 
 def now() -> int:
@@ -187,6 +205,7 @@ def audit_date(opened: Opened, service_date: str) -> AuditReport:
             opened.tariff,
             opened.server_key,
             end_of(opened.tariff, service_date),
+            service_date if store.published(connection, service_date) else None,
         )
 
 

@@ -127,7 +127,7 @@ def _add_all(builder: Builder, leaves: Iterable[bytes]) -> None:
 def check(connection: Connection) -> list[Finding]:
     """What of the published dates was changed since: dates whose rows do not give their seal, documents that are not those
     that were published. Empty: nothing."""
-    return [*_check_seals(connection), *_check_documents(connection)]
+    return [*_check_seals(connection), *check_documents(connection)]
 
 
 def prove(connection: Connection, device_id: str, epoch: str, sequence: int) -> dict[str, object]:
@@ -145,6 +145,9 @@ def prove(connection: Connection, device_id: str, epoch: str, sequence: int) -> 
     proof = inclusion(_leaves(connection, date), index)
     if (proof.root.hex(), proof.tree_size) != (sealed.head, sealed.tree_size):
         raise InclusionError(f"the rows of {date} do not give its seal: `motthe taps verify` names what was changed")
+    public_key = signing_key(connection, stored)
+    if public_key is None:
+        raise InclusionError(f"no key of {stored.device_id} signed its message of {stored.epoch}/{stored.first_sequence}")
     row = batch_row(
         device_id=stored.device_id,
         epoch=stored.epoch,
@@ -159,7 +162,7 @@ def prove(connection: Connection, device_id: str, epoch: str, sequence: int) -> 
         proof=proof,
         row=row,
         message=stored.message,
-        public_key=_signing_key(connection, stored),
+        public_key=public_key,
         tap_sequence=sequence,
     )
 
@@ -173,8 +176,8 @@ def _index_of(connection: Connection, date: str, stored: StoredBatch) -> int:
     raise InclusionError(f"the message {place} is not among those sealed with {date}")
 
 
-def _signing_key(connection: Connection, stored: StoredBatch) -> bytes:
-    """Which of its device's keys signed a message."""
+def signing_key(connection: Connection, stored: StoredBatch) -> bytes | None:
+    """Which of its device's keys signed a message; None: none did."""
     for key in registry.list_keys(connection, stored.device_id):
         public = Ed25519PublicKey.from_public_bytes(key.public_key)
         try:
@@ -182,10 +185,27 @@ def _signing_key(connection: Connection, stored: StoredBatch) -> bytes:
         except EnvelopeError:
             continue
         return key.public_key
-    raise InclusionError(f"no key of {stored.device_id} signed its message of {stored.epoch}/{stored.first_sequence}")
+    return None
 
 
 # ---- checks
+
+
+def check_date(connection: Connection, date: str) -> Iterator[Finding]:
+    """What of one published date was changed since: each line, leg and posting that is not as it was written, and the seal."""
+    sealed = next((found for found in store.list_seals(connection) if found.accounting_date == date), None)
+    if sealed is None:
+        yield Finding("closes", date, "is not closed")
+        return
+    builder = Builder()
+    _add_all(builder, (batch.leaf for batch in store.sealed_batches(connection, date)))
+    for rows in (*store.sealed_before_the_close(connection, date), store.sealed_of_the_close(date)):
+        for row in store.compared(connection, rows):
+            if row.written != row.made:
+                yield Finding(str(rows.table.name), row.key, "is not the row that was written: its hash is another one")
+            builder.add(row.made)
+    if sealed.tree_size is not None and _finished(connection, date, builder) != (sealed.head, sealed.tree_size):
+        yield Finding("closes", date, "its rows are not those that were sealed")
 
 
 def _check_seals(connection: Connection) -> Iterator[Finding]:
@@ -216,7 +236,7 @@ def _seal_before(connection: Connection, date: str) -> str:
     return total.hexdigest()
 
 
-def _check_documents(connection: Connection) -> Iterator[Finding]:
+def check_documents(connection: Connection) -> Iterator[Finding]:
     """Each document is the one whose hash was published, names the one before it, and is of its date and operator."""
     before: dict[str, str] = {}
     seals = {sealed.accounting_date: sealed for sealed in store.list_seals(connection)}

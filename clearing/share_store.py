@@ -9,7 +9,7 @@ from datetime import date, timedelta
 from itertools import groupby
 
 import msgspec
-from sqlalchemy import BigInteger, Column, ColumnElement, Connection, PrimaryKeyConstraint, String, Table, func, select
+from sqlalchemy import BigInteger, Column, ColumnElement, Connection, PrimaryKeyConstraint, String, Table, func, or_, select
 
 from clearing.agreements import ALL_KINDS, LEG_KINDS, Agreement
 from clearing.bags import BagLine, BagRide
@@ -154,6 +154,8 @@ def travellers_of(connection: Connection, accounting_date: str, row: Agreement) 
     )
     if row.networks:
         statement = statement.where(lines.c.network_id.in_(row.networks))
+    if row.rules:
+        statement = statement.where(or_(*(lines.c.rule_id.startswith(rule, autoescape=True) for rule in row.rules)))
     return {(name, on) for name, on in connection.execute(statement.distinct())}
 
 

@@ -22,6 +22,7 @@ from sqlalchemy import (
     case,
     collate,
     func,
+    or_,
     select,
 )
 
@@ -302,6 +303,32 @@ class BookedLeg(msgspec.Struct):
     operators: set[str | None] = set()
 
 
+def is_moved_since(connection: Connection, accounting_date: str) -> bool:
+    """Whether anything for a service date up to an accounting date is booked later than it."""
+    late = (lines.c.accounting_date > accounting_date) & (lines.c.service_date <= accounting_date)
+    return connection.execute(select(lines.c.row_number).where(late).limit(1)).first() is not None
+
+
+def released(connection: Connection) -> list[tuple[str, str, int]]:
+    """(product, service date, amount) of what passes and books released."""
+    columns = (lines.c.bearer, lines.c.service_date)
+    rows = connection.execute(
+        select(*columns, func.sum(lines.c.funded)).where(lines.c.kind.in_(("release", "expiry"))).group_by(*columns)
+    )
+    return [(bearer.partition(":")[2], on, int(amount)) for bearer, on, amount in rows]
+
+
+def given_through(connection: Connection, accounting_date: str) -> tuple[dict[str, int], dict[str, int]]:
+    """What each party was given up to a date out of pools (amounts for rides, subsidies and fees left out), and of how many."""
+    ruled = or_(*(settlements.c.pool.startswith(word) for word in ("ride|", "subsidy|", "fee|")))
+    rows = connection.execute(
+        select(settlements.c.party, func.sum(settlements.c.amount), func.count(settlements.c.pool.distinct()))
+        .where(settlements.c.accounting_date <= accounting_date, ~ruled)
+        .group_by(settlements.c.party)
+    ).all()
+    return {row[0]: int(row[1]) for row in rows}, {row[0]: int(row[2]) for row in rows}
+
+
 def booked_legs(connection: Connection) -> dict[str, dict[str, BookedLeg]]:
     """traveller → leg → what is booked of it; sales left out."""
     columns = (lines.c.traveller_id, lines.c.leg_id, lines.c.kind, lines.c.bearer, lines.c.operator_id)
@@ -440,6 +467,25 @@ def leaves(connection: Connection, sealed: Sealed) -> Iterator[bytes]:
     with connection.execute(statement, execution_options=_STREAM) as rows:
         for row in rows:
             yield hasher.of(row._asdict())
+
+
+class Compared(msgspec.Struct, frozen=True):
+    """A row's hash as it was written with it, and as its columns give it now."""
+
+    key: str
+    written: bytes | None
+    made: bytes
+
+
+def compared(connection: Connection, sealed: Sealed) -> Iterator[Compared]:
+    """Some rows' hashes as they were written and as the rows give them now."""
+    hasher = HASHERS[sealed.table.name]
+    key = list(sealed.table.primary_key)
+    with connection.execute(select(sealed.table).where(*sealed.these).order_by(*sealed.order), execution_options=_STREAM) as rows:
+        for row in rows:
+            values = row._asdict()
+            name = "/".join(str(values[column.name]) for column in key)
+            yield Compared(name, values["row_hash"], hasher.of(values))
 
 
 def written_hashes(connection: Connection, sealed: Sealed) -> Iterator[bytes]:

@@ -12,19 +12,17 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import ColumnElement, Connection, Row, and_, or_, select
 
-from clearing import share_store, statements, store
+from clearing import seals, share_store, statements, store
 from clearing.agreements import LEG_KINDS, RIDERS
 from clearing.bags import corrections
 from clearing.close import Rules
 from clearing.sharing import bag_of
-from fare_engine.errors import CloseError, EnvelopeError, NotFoundError
+from fare_engine.errors import CloseError, NotFoundError
 from fare_engine.money import PARTS, nearest
 from fare_engine.store import receipts, registry
 from fare_engine.store.schema import legs, lines, postings, quarantine
-from fare_engine.tap_format import open_message
 
 
 class Traced(msgspec.Struct, frozen=True):
@@ -90,18 +88,8 @@ def signed_taps(connection: Connection, tap_ids: Iterable[str]) -> Iterator[Sign
         device_id, epoch, sequence = tap_id.rsplit("/", 2)
         for stored in receipts.list_batches(connection, device_id, epoch, int(sequence), int(sequence)):
             message = f"{device_id}/{epoch}/{stored.first_sequence}-{stored.last_sequence}"
-            yield SignedTap(tap_id, message, stored.received_at, _signed_by(connection, device_id, stored.message))
-
-
-def _signed_by(connection: Connection, device_id: str, message: bytes) -> str:
-    for key in registry.list_keys(connection, device_id):
-        public = Ed25519PublicKey.from_public_bytes(key.public_key)
-        try:
-            open_message(message, lambda _, found=public: [found])  # type: ignore[misc]
-        except EnvelopeError:
-            continue
-        return key.public_key.hex()
-    return ""
+            key = seals.signing_key(connection, stored)
+            yield SignedTap(tap_id, message, stored.received_at, key.hex() if key is not None else "")
 
 
 # ---- what each section sums

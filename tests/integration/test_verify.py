@@ -29,6 +29,7 @@ from clearing.commands import end_of, rules_of
 from clearing.tap_commands import verify_opened
 from fare_engine import ledger, linking, publishing
 from fare_engine.commands import Opened
+from fare_engine.facts import Purchase
 from fare_engine.publications import TerminalRules
 from fare_engine.store import books, receipts, registry, travellers
 from fare_engine.store.registry import Correction, DeviceKey
@@ -68,7 +69,7 @@ def lived_in(desk: Desk, data: Path) -> Opened:
     desk.issue(*people)
     top_up(desk, "prepaid rider", 200_000)
     equip_more(desk)
-    opened = Opened(data, desk.database, desk.tariff, HCMC, ADOPTED, SERVER_KEY)
+    opened = Opened(data, desk.database, desk.tariff, _city(data), ADOPTED, SERVER_KEY)
     busy_day(desk, [*people, "anna", "binh", "prepaid rider"])
     trouble(desk)
     decide(desk, data)
@@ -83,6 +84,19 @@ def lived_in(desk: Desk, data: Path) -> Opened:
     after.enter("23:10", "anna")
     desk.taken(after.new(), at("10:00", "2026-03-04"))
     return opened
+
+
+def _city(data: Path) -> Path:
+    """The city with an agreement over a week, so that every table of clearing has a row."""
+    city = data / "city"
+    shutil.copytree(HCMC, city, ignore=shutil.ignore_patterns("sources", "cases.json"))
+    path = city / "clearing.toml"
+    over_a_week = 'covers = "fares"\nmethod = "paid_fares"\nscope = "week"\n'
+    agreed = path.read_text(encoding="utf-8")
+    changed = agreed.replace('covers = "caps"\nmethod = "paid_fares"\nscope = "week"\nrules = ["week-cap"]\n', over_a_week)
+    assert changed != agreed
+    path.write_text(changed, encoding="utf-8")
+    return city
 
 
 def collect_money(opened: Opened) -> None:
@@ -134,6 +148,10 @@ def equip_more(desk: Desk) -> None:
 def busy_day(desk: Desk, riders: list[str]) -> None:
     """Metro and bus rides of many, some of them cancelled, refused or decided alone."""
     gate, out, bus = Stream("gate-1"), Stream("gate-2"), Stream("bus-1")
+    token_id = stored_token(SERVER_KEY, terminal_token("rider 3"))
+    bought = Purchase("shop/1", at("06:00"), "shop", "-", 1, token_id, "emv", "adult", "ML1-1D")
+    with desk.database.write() as connection:
+        desk.application.purchase(connection, "rider 3", bought, at("06:00"))
     for number, card in enumerate(riders):
         minute = f"{number:02d}"
         gate.enter(f"07:{minute}", card)
