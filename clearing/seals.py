@@ -242,7 +242,8 @@ def check_documents(connection: Connection) -> Iterator[Finding]:
     seals = {sealed.accounting_date: sealed for sealed in store.list_seals(connection)}
     held: set[tuple[str, str]] = set()
     for date, name, content, sha256, previous in store.all_statements(connection):
-        if statements.digest(content) != sha256 or previous != before.get(name) or not _is_named(content, name, date, seals):
+        is_changed = not isinstance(content, bytes) or statements.digest(content) != sha256
+        if is_changed or previous != before.get(name) or not _is_named(content, name, date, seals):
             yield Finding("statements", f"{date}/{name}", "is not the document that was published")
         before[name] = sha256
         held.add((date, name))
