@@ -19,6 +19,7 @@ from clearing import statement_commands, tap_commands
 from clearing.collection import commands as collection_commands
 from clearing.collection import pages as collection_pages
 from clearing.collection.opening import open_collector
+from clearing.bank import commands as bank_commands
 from fare_engine import commands as fare_commands
 from fare_engine import device_commands, traveller_commands
 from fare_engine.errors import InputError, MottheError
@@ -147,6 +148,7 @@ for part in (
     clearing_commands.app,
     collection_commands.app,
     statement_commands.app,
+    bank_commands.app,
     tap_commands.app,
     device_commands.app,
     terminal_commands.app,

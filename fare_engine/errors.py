@@ -121,3 +121,7 @@ class CollectionError(MottheError):
         self.cause = cause
         self.detail = detail
         super().__init__(f"{cause}: {detail}")
+
+
+class PaymentError(MottheError):
+    """A bank line that is not the payment it is said to be."""
