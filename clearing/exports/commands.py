@@ -10,8 +10,9 @@ from sqlalchemy import Connection
 
 from clearing import store
 from clearing.commands import parse_date
-from clearing.exports import journals, rows
+from clearing.exports import checks, journals, rows, tides
 from clearing.exports.folder import written
+from clearing.exports.pseudonyms import key_of
 from fare_engine.commands import Opened, Store, open_store
 from fare_engine.errors import CloseError
 
@@ -21,6 +22,10 @@ app.add_typer(export_app, name="export")
 
 Day = Annotated[str, typer.Argument(metavar="DATE", help="The closed date, as 2026-03-02.")]
 Target = Annotated[Path, typer.Argument(metavar="DIR", help="An empty or new folder, or one with the same export.")]
+Key = Annotated[
+    Path | None,
+    typer.Option(help="A file with the key of its pseudonyms. Default: one of this export alone, in the store's keys."),
+]
 
 
 @export_app.command("hledger")
@@ -64,3 +69,16 @@ def _export_journal(program: str, service_date: str, folder: Path, data: Path | 
     with written(folder, program, day) as target:
         (target / f"{day}.{program}").write_bytes(journals.PROGRAMS[program](found))
     typer.echo(f"{len(found.entries)} transactions and {len(found.balances)} balances of {day} in {folder}")
+
+
+@export_app.command("tides")
+def tides_package(service_date: Day, folder: Target, key: Key = None, data: Store = None) -> None:
+    """The date as a TIDES package with our own tables beside it, checked for references, uniqueness, ranges and sums."""
+    opened = open_store(data)
+    day = parse_date(service_date)
+    with opened.database.read() as connection:
+        check_closed(connection, day)
+    with written(folder, "tides", day) as target:
+        found = tides.write_package(opened, day, target, key_of(opened.data, "tides", day, key))
+        checks.check_package(target, opened.tariff.currency, opened.tariff.minor_digits, found)
+    typer.echo(f"{found.transactions:,} transactions and {found.lines:,} lines of {day} in {folder}, checked")

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, case, func, literal_column, select
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from sqlalchemy import Column, ColumnElement, Connection, Table, case, collate, func, literal_column, select
 
 from clearing.exports.journals import Entry
-from fare_engine.store.schema import postings
+from fare_engine.store.schema import devices, legs, lines, postings, vehicles
+
+SAMPLE = 2000
+"""How many rows are looked at to part a date."""
+AT_ONCE = 500
+STREAMED = 5000
 
 PEOPLE = {"rider:": "riders", "held:": "held"}
 """Accounts of persons and of their disputes, which leave the house as one account each."""
@@ -38,3 +47,175 @@ def journal_balances(connection: Connection, accounting_date: str) -> dict[str, 
 
 def _account(column: ColumnElement[str]) -> ColumnElement[str]:
     return case(*((column.like(f"{prefix}%"), literal_column(f"'{name}'")) for prefix, name in PEOPLE.items()), else_=column)
+
+
+LEG_COLUMNS = (
+    legs.c.leg_id,
+    legs.c.generation,
+    legs.c.token_id,
+    legs.c.media,
+    legs.c.rider_category,
+    legs.c.network_id,
+    legs.c.route_id,
+    legs.c.operator_id,
+    legs.c.vehicle_id,
+    legs.c.from_stop_id,
+    legs.c.to_stop_id,
+    legs.c.began_at,
+    legs.c.ended_at,
+    legs.c.persons,
+    legs.c.distance_m,
+    legs.c.journey,
+    legs.c.status,
+    legs.c.service_date,
+)
+LINE_COLUMNS = (
+    lines.c.leg_id,
+    lines.c.transaction_id,
+    lines.c.generation,
+    lines.c.kind,
+    lines.c.rule_id,
+    lines.c.version_id,
+    lines.c.amount,
+    lines.c.bearer,
+    lines.c.funded,
+    lines.c.operator_id,
+    lines.c.network_id,
+    lines.c.service_date,
+)
+
+
+class LegRow(NamedTuple):
+    """A movement of a leg."""
+
+    leg_id: str
+    generation: int
+    token_id: str
+    media: str
+    rider_category: str
+    network_id: str | None
+    route_id: str | None
+    operator_id: str | None
+    vehicle_id: str | None
+    from_stop_id: str | None
+    to_stop_id: str | None
+    began_at: int
+    ended_at: int
+    persons: int
+    distance_m: int | None
+    journey: str
+    status: str
+    service_date: str
+
+
+class LineRow(NamedTuple):
+    """A movement of a line."""
+
+    leg_id: str
+    transaction_id: str
+    generation: int
+    kind: str
+    rule_id: str
+    version_id: str
+    amount: int
+    bearer: str
+    funded: int
+    operator_id: str | None
+    network_id: str | None
+    service_date: str
+
+
+class Span(NamedTuple):
+    """Legs from one id up to before another, in the order of their bytes."""
+
+    begins: str
+    ends: str
+
+
+WHOLE = Span("", "\U0010ffff")
+
+
+def spans(connection: Connection, accounting_date: str, parts: int) -> list[Span]:
+    """A date's legs in about equal parts, found by looking at some of them."""
+    first, last = connection.execute(
+        select(func.min(legs.c.row_number), func.max(legs.c.row_number)).where(legs.c.accounting_date == accounting_date)
+    ).one()
+    if first is None:
+        return [WHOLE]
+    places = sorted({first + (last - first) * step // SAMPLE for step in range(SAMPLE + 1)})
+    ids = sorted(row.leg_id for row in connection.execute(select(legs.c.leg_id).where(legs.c.row_number.in_(places))))
+    cuts = sorted({ids[len(ids) * part // parts] for part in range(1, parts)})
+    return [Span(*pair) for pair in pairwise([WHOLE.begins, *cuts, WHOLE.ends])]
+
+
+def count_legs(connection: Connection, accounting_date: str) -> int:
+    """How many movements of legs a date has."""
+    found: int = connection.execute(
+        select(func.count()).select_from(legs).where(legs.c.accounting_date == accounting_date)
+    ).scalar_one()
+    return found
+
+
+def stream_legs(connection: Connection, accounting_date: str, span: Span) -> Iterator[LegRow]:
+    """A date's movements of the legs in a span, by leg and generation."""
+    return map(LegRow._make, _streamed(connection, legs, LEG_COLUMNS, accounting_date, span, legs.c.generation))
+
+
+def stream_lines(connection: Connection, accounting_date: str, span: Span) -> Iterator[LineRow]:
+    """A date's movements of the lines of the legs in a span, but holds, by leg and transaction."""
+    return map(LineRow._make, _streamed(connection, lines, LINE_COLUMNS, accounting_date, span, lines.c.transaction_id))
+
+
+def earlier_legs(connection: Connection, accounting_date: str, leg_ids: Mapping[str, str]) -> dict[str, LegRow]:
+    """What is known of legs that were booked before a date; `leg_ids`: each with its service date."""
+    wanted = sorted(leg for leg, service_date in leg_ids.items() if service_date < accounting_date)
+    if not wanted:
+        return {}
+    since = min(leg_ids[leg] for leg in wanted)
+    found: dict[str, LegRow] = {}
+    for first in range(0, len(wanted), AT_ONCE):
+        rows = connection.execute(
+            select(*LEG_COLUMNS)
+            .where(
+                legs.c.accounting_date >= since,
+                legs.c.accounting_date < accounting_date,
+                legs.c.leg_id.in_(wanted[first : first + AT_ONCE]),
+            )
+            .order_by(legs.c.generation)
+        )
+        found |= {row.leg_id: LegRow._make(row) for row in rows}
+    return found
+
+
+def all_devices(connection: Connection) -> list[str]:
+    """Every device of the register."""
+    return sorted(row.device_id for row in connection.execute(select(devices.c.device_id)))
+
+
+def all_vehicles(connection: Connection) -> list[str]:
+    """Every vehicle of the register."""
+    return sorted({row.vehicle_id for row in connection.execute(select(vehicles.c.vehicle_id))})
+
+
+def no_time_limit(connection: Connection) -> None:
+    """An export may take longer than what the service may ask of PostgreSQL."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+
+
+def _streamed(
+    connection: Connection,
+    table: Table,
+    columns: Sequence[Column[Any]],
+    accounting_date: str,
+    span: Span,
+    then: Column[Any],
+) -> Iterator[Sequence[Any]]:
+    key = collate(table.c.leg_id, "C") if connection.dialect.name == "postgresql" else table.c.leg_id
+    statement = select(*columns).where(table.c.accounting_date == accounting_date, key < span.ends).order_by(key, then)
+    if span.begins:
+        statement = statement.where(key >= span.begins)
+    if table is lines:
+        statement = statement.where(lines.c.kind != "hold")
+    with connection.execute(statement, execution_options={"yield_per": STREAMED}) as rows:
+        yield from rows
