@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from sqlalchemy import Column, ColumnElement, Connection, Table, case, collate, func, literal_column, select
+import pyarrow as pa
+from sqlalchemy import ColumnElement, Connection, Select, Table, case, collate, func, literal_column, select
 
 from clearing.exports.journals import Entry
 from fare_engine.store.schema import devices, legs, lines, postings, vehicles
@@ -14,7 +15,7 @@ from fare_engine.store.schema import devices, legs, lines, postings, vehicles
 SAMPLE = 2000
 """How many rows are looked at to part a date."""
 AT_ONCE = 500
-STREAMED = 5000
+STREAMED = 20_000
 
 PEOPLE = {"rider:": "riders", "held:": "held"}
 """Accounts of persons and of their disputes, which leave the house as one account each."""
@@ -43,10 +44,6 @@ def journal_balances(connection: Connection, accounting_date: str) -> dict[str, 
         for name, amount in rows:
             found[name] = found.get(name, 0) + sign * int(amount)
     return dict(sorted(found.items()))
-
-
-def _account(column: ColumnElement[str]) -> ColumnElement[str]:
-    return case(*((column.like(f"{prefix}%"), literal_column(f"'{name}'")) for prefix, name in PEOPLE.items()), else_=column)
 
 
 LEG_COLUMNS = (
@@ -85,46 +82,6 @@ LINE_COLUMNS = (
 )
 
 
-class LegRow(NamedTuple):
-    """A movement of a leg."""
-
-    leg_id: str
-    generation: int
-    token_id: str
-    media: str
-    rider_category: str
-    network_id: str | None
-    route_id: str | None
-    operator_id: str | None
-    vehicle_id: str | None
-    from_stop_id: str | None
-    to_stop_id: str | None
-    began_at: int
-    ended_at: int
-    persons: int
-    distance_m: int | None
-    journey: str
-    status: str
-    service_date: str
-
-
-class LineRow(NamedTuple):
-    """A movement of a line."""
-
-    leg_id: str
-    transaction_id: str
-    generation: int
-    kind: str
-    rule_id: str
-    version_id: str
-    amount: int
-    bearer: str
-    funded: int
-    operator_id: str | None
-    network_id: str | None
-    service_date: str
-
-
 class Span(NamedTuple):
     """Legs from one id up to before another, in the order of their bytes."""
 
@@ -156,35 +113,47 @@ def count_legs(connection: Connection, accounting_date: str) -> int:
     return found
 
 
-def stream_legs(connection: Connection, accounting_date: str, span: Span) -> Iterator[LegRow]:
-    """A date's movements of the legs in a span, by leg and generation."""
-    return map(LegRow._make, _streamed(connection, legs, LEG_COLUMNS, accounting_date, span, legs.c.generation))
+def read_legs(connection: Connection, accounting_date: str, span: Span) -> pa.Table:
+    """A date's movements of the legs in a span, in no order."""
+    return table_of(connection, select(*LEG_COLUMNS).where(*_within(connection, legs, accounting_date, span)))
 
 
-def stream_lines(connection: Connection, accounting_date: str, span: Span) -> Iterator[LineRow]:
-    """A date's movements of the lines of the legs in a span, but holds, by leg and transaction."""
-    return map(LineRow._make, _streamed(connection, lines, LINE_COLUMNS, accounting_date, span, lines.c.transaction_id))
+def read_lines(connection: Connection, accounting_date: str, span: Span) -> pa.Table:
+    """A date's movements of the lines of the legs in a span, but holds, in no order."""
+    within = _within(connection, lines, accounting_date, span)
+    return table_of(connection, select(*LINE_COLUMNS).where(*within, lines.c.kind != "hold"))
 
 
-def earlier_legs(connection: Connection, accounting_date: str, leg_ids: Mapping[str, str]) -> dict[str, LegRow]:
-    """What is known of legs that were booked before a date; `leg_ids`: each with its service date."""
+def read_earlier_legs(connection: Connection, accounting_date: str, leg_ids: Mapping[str, str]) -> pa.Table:
+    """The movements of legs that were booked before a date; `leg_ids`: each with its service date."""
     wanted = sorted(leg for leg, service_date in leg_ids.items() if service_date < accounting_date)
-    if not wanted:
-        return {}
-    since = min(leg_ids[leg] for leg in wanted)
-    found: dict[str, LegRow] = {}
-    for first in range(0, len(wanted), AT_ONCE):
-        rows = connection.execute(
-            select(*LEG_COLUMNS)
-            .where(
-                legs.c.accounting_date >= since,
-                legs.c.accounting_date < accounting_date,
-                legs.c.leg_id.in_(wanted[first : first + AT_ONCE]),
-            )
-            .order_by(legs.c.generation)
-        )
-        found |= {row.leg_id: LegRow._make(row) for row in rows}
-    return found
+    since = min((leg_ids[leg] for leg in wanted), default=accounting_date)
+    before = select(*LEG_COLUMNS).where(legs.c.accounting_date >= since, legs.c.accounting_date < accounting_date)
+    found = [
+        table_of(connection, before.where(legs.c.leg_id.in_(wanted[first : first + AT_ONCE])))
+        for first in range(0, max(len(wanted), 1), AT_ONCE)
+    ]
+    return pa.concat_tables(found)
+
+
+def table_of(connection: Connection, statement: Select[Any]) -> pa.Table:
+    """What a query gives, as a table."""
+    schema = schema_of(statement)
+    return pa.Table.from_batches(batches_of(connection, statement, schema), schema)
+
+
+def batches_of(connection: Connection, statement: Select[Any], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """What a query gives, some thousand rows at a time."""
+    with connection.execute(statement, execution_options={"yield_per": STREAMED}) as found:
+        for some in found.partitions():
+            columns = [pa.array(values, field.type) for values, field in zip(zip(*some, strict=True), schema, strict=True)]
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def schema_of(statement: Select[Any]) -> pa.Schema:
+    """The columns of a query: texts, whole numbers, and truth values."""
+    types = {str: pa.string(), int: pa.int64(), bool: pa.bool_()}
+    return pa.schema([pa.field(column.name, types[column.type.python_type]) for column in statement.selected_columns])
 
 
 def all_devices(connection: Connection) -> list[str]:
@@ -203,19 +172,10 @@ def no_time_limit(connection: Connection) -> None:
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
 
 
-def _streamed(
-    connection: Connection,
-    table: Table,
-    columns: Sequence[Column[Any]],
-    accounting_date: str,
-    span: Span,
-    then: Column[Any],
-) -> Iterator[Sequence[Any]]:
+def _within(connection: Connection, table: Table, accounting_date: str, span: Span) -> list[ColumnElement[bool]]:
     key = collate(table.c.leg_id, "C") if connection.dialect.name == "postgresql" else table.c.leg_id
-    statement = select(*columns).where(table.c.accounting_date == accounting_date, key < span.ends).order_by(key, then)
-    if span.begins:
-        statement = statement.where(key >= span.begins)
-    if table is lines:
-        statement = statement.where(lines.c.kind != "hold")
-    with connection.execute(statement, execution_options={"yield_per": STREAMED}) as rows:
-        yield from rows
+    return [table.c.accounting_date == accounting_date, key >= span.begins, key < span.ends]
+
+
+def _account(column: ColumnElement[str]) -> ColumnElement[str]:
+    return case(*((column.like(f"{prefix}%"), literal_column(f"'{name}'")) for prefix, name in PEOPLE.items()), else_=column)

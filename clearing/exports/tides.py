@@ -2,34 +2,33 @@
 
 `fare_transactions` has a row for each leg that was priced or changed under the date, and for each sale: what the rider paid for
 it in sum. What TIDES has no column for (operator, journey, lines with their bearers, settlements) stands in tables of our own,
-with schemas. Rows are streamed and sorted by leg, in several processes where there are many; the bytes are the same for any
-number of them. No card and no traveller is in it but as a pseudonym of this export."""
+with schemas. Rows are sorted by leg and worked on column by column, in several processes where there are many; the bytes are
+the same for any number of them. No card and no traveller is in it but as a pseudonym of this export."""
 
 from __future__ import annotations
 
 import csv
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from datetime import date
 from decimal import Decimal
-from itertools import groupby
 from multiprocessing import get_context
-from operator import attrgetter
 from pathlib import Path
-from typing import TextIO
 
 import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv as arrow_csv
 
 from clearing import store
 from clearing.documents import harmless
 from clearing.exports import rows
 from clearing.exports.pseudonyms import Pseudonyms
-from clearing.exports.rows import LegRow, LineRow, Span
+from clearing.exports.rows import Span
 from fare_engine.commands import Opened
-from fare_engine.service_day import day_starts_at, to_datetime, to_day
+from fare_engine.service_day import day_starts_at, to_day
 from fare_engine.store.database import Database
 from fare_engine.tariff.model import Network
 
@@ -37,12 +36,9 @@ SCHEMAS = Path(__file__).parents[1] / "schemas"
 TIDES = ("fare_transactions", "devices", "operators", "vehicles")
 OWN = ("rides", "lines", "settlements", "positions", "parties", "stops", "routes")
 STREAMED = ("fare_transactions", "rides", "lines")
-MANY = 20_000
-"""From so many legs on, two processes are quicker than one."""
-REMEMBERED = 200_000
-"""So many tokens' names are kept; each is asked for again with the token's next leg."""
-MINUTE_MS = 60_000
-NOWHERE = ("", "")
+MANY, PART = 20_000, 300_000
+"""From so many legs on, two processes are quicker than one; so many at most are worked on at once by each."""
+PROCESSES = 2
 MEDIA = {
     "cash": "Cash or coins",
     "emv": "Bank card",
@@ -54,6 +50,7 @@ MEDIA = {
 """Our media as TIDES has them; the exact one stands in `rides`."""
 CODE = "-code"
 """A wallet that shows a code to be read."""
+NOWHERE = ("", "")
 
 
 class Part(msgspec.Struct):
@@ -84,30 +81,21 @@ class Task(msgspec.Struct, frozen=True):
     zone: str
 
 
-def write_package(opened: Opened, accounting_date: str, folder: Path, key: bytes, processes: int = 2) -> Part:
+def write_package(opened: Opened, accounting_date: str, folder: Path, key: bytes) -> Part:
     """Write the package of a closed date into an empty folder."""
+    tariff = opened.tariff
     with opened.database.read() as connection:
         count = rows.count_legs(connection, accounting_date)
-        spans = rows.spans(connection, accounting_date, processes if count >= MANY else 1)
-    tariff = opened.tariff
+        spans = rows.spans(connection, accounting_date, max(PROCESSES, -(-count // PART)) if count >= MANY else 1)
+    url, place = opened.database.url, str(folder)
     tasks = [
-        Task(
-            opened.database.url,
-            accounting_date,
-            span,
-            str(folder),
-            number,
-            key,
-            tariff.currency,
-            tariff.minor_digits,
-            tariff.zone,
-        )
+        Task(url, accounting_date, span, place, number, key, tariff.currency, tariff.minor_digits, tariff.zone)
         for number, span in enumerate(spans)
     ]
     if len(tasks) == 1:
         parts = [write_part(tasks[0])]
     else:
-        with ProcessPoolExecutor(len(tasks), mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
             parts = list(pool.map(write_part, tasks))
     for name in STREAMED:
         _join(folder, name, len(tasks))
@@ -118,226 +106,196 @@ def write_package(opened: Opened, accounting_date: str, folder: Path, key: bytes
 
 
 def write_part(task: Task) -> Part:
-    """Write a part's rows: those of legs with movements, in `<table>.<number>`; others in `<table>.<number>.rest`."""
+    """Write a part's rows of each streamed table, in `<table>.<number>`; what they named is given."""
+    pa.set_cpu_count(1)  # the parts are each other's company
     database = Database(task.url, bytes(32))  # nothing that is read here is encrypted
-    found = Part()
-    with ExitStack() as stack:
-        connection = stack.enter_context(database.read())
+    with database.read() as connection:
         rows.no_time_limit(connection)
-        lines_connection = stack.enter_context(database.read())
-        rows.no_time_limit(lines_connection)
-        writer = _Writer(task, found, {name: stack.enter_context(_part_file(task, name, "")) for name in STREAMED})
-        rest: list[tuple[str, list[LineRow]]] = []
-        legs = rows.stream_legs(connection, task.accounting_date, task.span)
-        lines = rows.stream_lines(lines_connection, task.accounting_date, task.span)
-        for leg_id, movements, booked in _merged(legs, lines):
-            if movements:
-                writer.leg(movements, booked)
-            else:
-                rest.append((leg_id, booked))
-    with ExitStack() as stack:
-        writer = _Writer(task, found, {name: stack.enter_context(_part_file(task, name, ".rest")) for name in STREAMED})
-        connection = stack.enter_context(database.read())
-        wanted = {leg_id: min(line.service_date for line in booked) for leg_id, booked in rest}
-        earlier = rows.earlier_legs(connection, task.accounting_date, wanted)
-        for leg_id, booked in rest:
-            if leg_id in earlier:
-                writer.changed(earlier[leg_id], booked)
-            else:
-                writer.other(leg_id, booked)
+        lines = rows.read_lines(connection, task.accounting_date, task.span).sort_by(
+            [("leg_id", "ascending"), ("transaction_id", "ascending")]
+        )
+        costs = _costs(lines)
+        moved = _latest(rows.read_legs(connection, task.accounting_date, task.span))
+        unmoved = costs.filter(pc.invert(pc.is_in(costs["leg_id"], value_set=moved["leg_id"])))
+        wanted = dict(zip(unmoved["leg_id"].to_pylist(), unmoved["service_date"].to_pylist(), strict=True))
+        earlier = _latest(rows.read_earlier_legs(connection, task.accounting_date, wanted))
     database.dispose()
-    return found
+    changed = earlier.drop_columns("begun").append_column("begun", pa.repeat(1, len(earlier)))
+    legs = pa.concat_tables([moved, changed]).sort_by("leg_id")
+    others = unmoved.filter(pc.invert(pc.is_in(unmoved["leg_id"], value_set=earlier["leg_id"])))
+    others = others.filter(pc.or_(others["sold"], pc.not_equal(others["amount"], 0)))
+    transactions = _transactions(task, legs, others, costs)
+    _write(task, "fare_transactions", transactions)
+    _write(task, "rides", _rides(task, legs))
+    _write(task, "lines", _booked(task, lines, transactions))
+    return _named(legs, lines, transactions)
 
 
-class _Writer:
-    """Writes one part's rows of `fare_transactions`, `rides` and `lines`."""
-
-    def __init__(self, task: Task, found: Part, files: Mapping[str, TextIO]) -> None:
-        self.found = found
-        self.date = task.accounting_date
-        self.currency = task.currency
-        self.minor_digits = task.minor_digits
-        self.zone = task.zone
-        self.midnights: dict[str, str] = {}
-        self.names = Pseudonyms(task.key)
-        self.minutes: dict[int, str] = {}
-        self.tokens: dict[str, str] = {}
-        self.transactions, self.rides, self.lines = (csv.writer(files[name], lineterminator="\n").writerow for name in STREAMED)
-
-    def leg(self, movements: list[LegRow], booked: list[LineRow]) -> None:
-        """A leg that was booked, reversed or booked anew under the date."""
-        leg = movements[-1]
-        stands = leg.generation % 2 == 0
-        amount = sum([line.amount for line in booked])
-        if not stands:
-            action = "Void"
-        elif movements[0].generation:
-            action = "Adjust"
-        else:
-            action = "Enter" if amount or leg.journey == leg.leg_id else "Transfer entrance"
-        self._of_leg(leg, action, amount, booked, stands=stands)
-
-    def changed(self, leg: LegRow, booked: list[LineRow]) -> None:
-        """A leg of an earlier date whose price changed."""
-        amount = sum([line.amount for line in booked])
-        self._of_leg(leg, "Adjust", amount, booked, stands=leg.generation % 2 == 0)
-
-    def other(self, cause: str, booked: list[LineRow]) -> None:
-        """What is no leg: a sale; else a pass's day or end, a rebate: a transaction only if it costs its rider something."""
-        sold = [line for line in booked if line.kind == "sale"]
-        amount = sum([line.amount for line in booked])
-        transaction_id = ""
-        if sold or amount:
-            transaction_id = f"{self.names.of('cause', cause)}/{self.date}"
-            product = sold[0].rule_id.partition("/")[2] if sold else ""
-            shown = ("Purchase" if sold else "Adjust", *[""] * 12, product, "", "false", "", "")
-            when = (booked[0].service_date, self._midnight(booked[0].service_date), "", self._money(amount), self.currency)
-            self.transactions((transaction_id, *when, *shown))
-            self.found.transactions += 1
-            self.found.charged += amount
-        self._lines(transaction_id, booked)
-
-    def _of_leg(self, leg: LegRow, action: str, amount: int, booked: list[LineRow], *, stands: bool) -> None:
-        found = self.found
-        transaction_id = f"{leg.leg_id}/{self.date}"
-        device_id = leg.leg_id.partition("/")[0]
-        vehicle_id, stop_id, route_id = leg.vehicle_id or "", leg.from_stop_id or "", leg.route_id or ""
-        product, capped = "Single ride", "false"
-        for line in booked:
-            if line.kind == "product":
-                product = line.rule_id.partition("/")[2]
-            elif line.kind == "cap":
-                capped = "true"
-        self.transactions(
-            (
-                transaction_id,
-                leg.service_date,
-                self._time(leg.began_at),
-                "",
-                self._money(amount),
-                self.currency,
-                action,
-                "",
-                "",
-                "",
-                "",
-                "",
-                vehicle_id,
-                device_id,
-                "",
-                stop_id,
-                leg.persons,
-                _medium(leg.media),
-                leg.rider_category,
-                product,
-                "",
-                capped,
-                self._token(leg.token_id),
-                "",
-            )
-        )
-        operator_id, to_stop_id = leg.operator_id or "", leg.to_stop_id or ""
-        self.rides(
-            (
-                transaction_id,
-                leg.leg_id,
-                leg.journey,
-                operator_id,
-                leg.network_id or "",
-                route_id,
-                to_stop_id,
-                self._time(leg.ended_at),
-                leg.media,
-                "" if leg.distance_m is None else leg.distance_m,
-                leg.status,
-                "true" if stands else "false",
-            )
-        )
-        self._lines(transaction_id, booked)
-        found.transactions += 1
-        found.charged += amount
-        place = (vehicle_id, "" if vehicle_id else stop_id)
-        if found.devices.setdefault(device_id, place) != place:
-            found.devices[device_id] = NOWHERE
-        found.stops.update((stop_id, to_stop_id))
-        found.routes.add(route_id)
-        found.operators.add(operator_id)
-        found.vehicles.add(vehicle_id)
-
-    def _lines(self, transaction_id: str, booked: list[LineRow]) -> None:
-        for line in booked:
-            operator_id = line.operator_id or ""
-            self.found.operators.add(operator_id)
-            self.lines(
-                (
-                    line.transaction_id,
-                    transaction_id,
-                    line.service_date,
-                    line.kind,
-                    line.rule_id,
-                    line.version_id,
-                    self._money(line.amount),
-                    line.bearer,
-                    self._money(line.funded),
-                    operator_id,
-                    line.network_id or "",
-                    "true" if line.generation % 2 else "false",
-                )
-            )
-        self.found.lines += len(booked)
-
-    def _money(self, amount: int) -> int | Decimal:
-        return Decimal(amount).scaleb(-self.minor_digits) if self.minor_digits else amount
-
-    def _time(self, at: int) -> str:
-        minute, rest = divmod(at, MINUTE_MS)
-        text = self.minutes.get(minute)
-        if text is None:
-            text = self.minutes[minute] = f"{to_datetime(minute * MINUTE_MS):%Y-%m-%dT%H:%M}"
-        return f"{text}:{rest // 1000:02}Z"
-
-    def _midnight(self, service_date: str) -> str:
-        """For what has a date only."""
-        if service_date not in self.midnights:
-            at = day_starts_at(to_day(date.fromisoformat(service_date)), self.zone, 0)
-            self.midnights[service_date] = self._time(at)
-        return self.midnights[service_date]
-
-    def _token(self, token_id: str) -> str:
-        name = self.tokens.get(token_id)
-        if name is None:
-            if len(self.tokens) >= REMEMBERED:
-                self.tokens.clear()
-            name = self.tokens[token_id] = self.names.of("token", token_id)
-        return name
+# ---- columns
 
 
-def _merged(legs: Iterator[LegRow], lines: Iterator[LineRow]) -> Iterator[tuple[str, list[LegRow], list[LineRow]]]:
-    """Each leg's movements and lines, of two streams in the same order."""
-    by_leg = groupby(lines, attrgetter("leg_id"))
-    ahead = next(by_leg, None)
-    for leg_id, movements in groupby(legs, attrgetter("leg_id")):
-        while ahead is not None and ahead[0] < leg_id:
-            yield ahead[0], [], list(ahead[1])
-            ahead = next(by_leg, None)
-        booked: list[LineRow] = []
-        if ahead is not None and ahead[0] == leg_id:
-            booked = list(ahead[1])
-            ahead = next(by_leg, None)
-        yield leg_id, list(movements), booked
-    while ahead is not None:
-        yield ahead[0], [], list(ahead[1])
-        ahead = next(by_leg, None)
+def _costs(lines: pa.Table) -> pa.Table:
+    """What each leg or sale costs its rider by its lines, in the order of their ids."""
+    kind = lines["kind"]
+    product = pc.replace_substring_regex(lines["rule_id"], "^[^/]*/", "")
+    table = pa.table(
+        {
+            "leg_id": lines["leg_id"],
+            "amount": lines["amount"],
+            "capped": pc.equal(kind, "cap"),
+            "sold": pc.equal(kind, "sale"),
+            "product": pc.if_else(pc.is_in(kind, value_set=pa.array(["product", "sale"])), product, None),
+            "service_date": lines["service_date"],
+        }
+    )
+    sums = [("amount", "sum"), ("capped", "any"), ("sold", "any"), ("product", "max"), ("service_date", "min")]
+    return table.group_by("leg_id", use_threads=False).aggregate(sums).rename_columns(table.column_names)
+
+
+def _latest(legs: pa.Table) -> pa.Table:
+    """Each leg's last movement, with the generation that it began with (`begun`), in the order of their ids."""
+    in_order = legs.sort_by([("leg_id", "ascending"), ("generation", "ascending")])
+    ids = in_order["leg_id"].combine_chunks()
+    differs = pc.not_equal(ids[1:], ids[:-1])
+    edge = pa.array([True]) if len(ids) else pa.array([], pa.bool_())
+    first, last = pa.concat_arrays([edge, differs]), pa.concat_arrays([differs, edge])
+    return in_order.filter(last).append_column("begun", in_order["generation"].filter(first))
+
+
+def _transactions(task: Task, legs: pa.Table, others: pa.Table, costs: pa.Table) -> pa.Table:
+    """`fare_transactions`, by the id of the leg or sale, which stands in `cause`."""
+    own = costs.take(pc.index_in(legs["leg_id"], value_set=costs["leg_id"]))
+    amount = pc.fill_null(own["amount"], 0)
+    free = pc.and_(pc.equal(amount, 0), pc.not_equal(legs["journey"], legs["leg_id"]))
+    entered = pc.if_else(free, "Transfer entrance", "Enter")
+    of_legs = pa.table(
+        {
+            "cause": legs["leg_id"],
+            "transaction_id": _dated(task, legs["leg_id"]),
+            "service_date": legs["service_date"],
+            "event_timestamp": _instants(legs["began_at"]),
+            "amount": amount,
+            "fare_action": pc.if_else(_stands(legs), pc.if_else(pc.equal(legs["begun"], 0), entered, "Adjust"), "Void"),
+            "vehicle_id": legs["vehicle_id"],
+            "device_id": _device_ids(legs),
+            "stop_id": legs["from_stop_id"],
+            "num_riders": legs["persons"],
+            "fare_media_id": _each(legs["media"], _medium),
+            "rider_category": legs["rider_category"],
+            "fare_product": pc.fill_null(own["product"], "Single ride"),
+            "fare_capped": pc.fill_null(own["capped"], False),
+            "token_id": _each(legs["token_id"], lambda token: Pseudonyms(task.key).of("token", token)),
+        }
+    )
+    of_others = pa.table(
+        {
+            "cause": others["leg_id"],
+            "transaction_id": _dated(task, _each(others["leg_id"], lambda cause: Pseudonyms(task.key).of("cause", cause))),
+            "service_date": others["service_date"],
+            "event_timestamp": _each(others["service_date"], lambda day: _midnight(day, task.zone)),
+            "amount": others["amount"],
+            "fare_action": pc.if_else(others["sold"], "Purchase", "Adjust"),
+            "fare_product": others["product"],
+            "fare_capped": others["capped"],
+        }
+    )
+    found = pa.concat_tables([of_legs, of_others], promote_options="default").sort_by("cause")
+    return found.append_column("currency_type", pa.repeat(task.currency, len(found)))
+
+
+def _rides(task: Task, legs: pa.Table) -> pa.Table:
+    """`rides`, by leg."""
+    same = ("leg_id", "journey", "operator_id", "network_id", "route_id", "to_stop_id", "media", "distance_m", "status")
+    found = legs.select(same).append_column("transaction_id", _dated(task, legs["leg_id"]))
+    return found.append_column("ended_at", _instants(legs["ended_at"])).append_column("stands", _stands(legs))
+
+
+def _booked(task: Task, lines: pa.Table, transactions: pa.Table) -> pa.Table:
+    """`lines`, by leg and id, each with the transaction that it is a part of."""
+    part_of = transactions["transaction_id"].take(pc.index_in(lines["leg_id"], value_set=transactions["cause"]))
+    same = ("service_date", "kind", "rule_id", "version_id", "amount", "bearer", "funded", "operator_id", "network_id")
+    found = lines.select(same).append_column("line_id", lines["transaction_id"]).append_column("transaction_id", part_of)
+    return found.append_column("reversed", pc.invert(_stands(lines)))
+
+
+def _stands(movements: pa.Table) -> pa.ChunkedArray:
+    return pc.equal(pc.bit_wise_and(movements["generation"], 1), 0)
+
+
+def _dated(task: Task, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(ids, task.accounting_date, "/")
+
+
+def _device_ids(legs: pa.Table) -> pa.ChunkedArray:
+    return pc.replace_substring_regex(legs["leg_id"], "/.*$", "")
+
+
+def _instants(at: pa.ChunkedArray) -> pa.ChunkedArray:
+    """RFC 3339, to the second."""
+    seconds = pc.cast(pc.divide(at, 1000), pa.timestamp("s", "UTC"))
+    return pc.replace_substring(pc.cast(seconds, pa.string()), " ", "T")
+
+
+def _midnight(day: str, zone: str) -> str:
+    """When a day begins, for what has a date only."""
+    return _instants(pa.array([day_starts_at(to_day(date.fromisoformat(day)), zone, 0)]))[0].as_py()  # type: ignore[no-any-return]
 
 
 def _medium(media: str) -> str:
-    if media.endswith(CODE):
-        return MEDIA["qr"]
-    return MEDIA.get(media.partition(":")[0], "Other type")
+    return MEDIA["qr"] if media.endswith(CODE) else MEDIA.get(media.partition(":")[0], "Other type")
 
 
-def _part_file(task: Task, name: str, ending: str) -> TextIO:
-    return (Path(task.folder) / f"{name}.{task.number}{ending}").open("w", encoding="utf-8", newline="")
+def _each(texts: pa.ChunkedArray, change: Callable[[str], str]) -> pa.ChunkedArray:
+    """Every text changed; each different one is asked for once."""
+    known = pc.unique(texts)
+    return pa.array(map(change, known.to_pylist()), pa.string()).take(pc.index_in(texts, value_set=known))
+
+
+# ---- files
+
+
+def _write(task: Task, name: str, table: pa.Table) -> None:
+    """A part's rows, in the order of the table's columns; what is not known is empty."""
+    nothing = pa.nulls(len(table), pa.string())
+    columns = [table[column] if column in table.column_names else nothing for column in columns_of(name)]
+    names = columns_of(name)
+    for money in {"amount", "funded"} & set(names):
+        columns[names.index(money)] = _money(columns[names.index(money)], task.minor_digits)
+    options = arrow_csv.WriteOptions(include_header=False)
+    arrow_csv.write_csv(pa.table(columns, names), str(_piece(Path(task.folder), name, task.number)), options)
+
+
+def _money(amounts: pa.ChunkedArray, minor_digits: int) -> pa.ChunkedArray:
+    if not minor_digits:
+        return amounts
+    return pa.array([f"{Decimal(amount).scaleb(-minor_digits)}" for amount in amounts.to_pylist()], pa.string())
+
+
+def _piece(folder: Path, name: str, number: int) -> Path:
+    return folder / f"{name}.{number}"
+
+
+def _named(legs: pa.Table, lines: pa.Table, transactions: pa.Table) -> Part:
+    """What a part's rows name."""
+    found = Part(len(transactions), len(lines), pc.sum(transactions["amount"]).as_py() or 0)
+    places = {"device_id": _device_ids(legs), "vehicle_id": legs["vehicle_id"], "stop_id": legs["from_stop_id"]}
+    for row in pa.table(places).group_by(list(places)).aggregate([]).to_pylist():
+        place = (row["vehicle_id"] or "", "" if row["vehicle_id"] else row["stop_id"] or "")
+        _place(found, row["device_id"], place)
+    found.stops = _different(legs["from_stop_id"]) | _different(legs["to_stop_id"])
+    found.routes = _different(legs["route_id"])
+    found.operators = _different(legs["operator_id"]) | _different(lines["operator_id"])
+    found.vehicles = _different(legs["vehicle_id"])
+    return found
+
+
+def _different(texts: pa.ChunkedArray) -> set[str]:
+    return set(pc.unique(texts).to_pylist()) - {None}
+
+
+def _place(found: Part, device_id: str, place: tuple[str, str]) -> None:
+    if found.devices.setdefault(device_id, place) != place:
+        found.devices[device_id] = NOWHERE
 
 
 def _sum(parts: Sequence[Part]) -> Part:
@@ -347,8 +305,7 @@ def _sum(parts: Sequence[Part]) -> Part:
         found.lines += part.lines
         found.charged += part.charged
         for device_id, place in part.devices.items():
-            if found.devices.setdefault(device_id, place) != place:
-                found.devices[device_id] = NOWHERE
+            _place(found, device_id, place)
         found.stops |= part.stops
         found.routes |= part.routes
         found.operators |= part.operators
@@ -357,11 +314,11 @@ def _sum(parts: Sequence[Part]) -> Part:
 
 
 def _join(folder: Path, name: str, parts: int) -> None:
-    """One file with its head of the parts' files: first all legs, then the rest, so that their number changes nothing."""
-    pieces = [folder / f"{name}.{number}{ending}" for ending in ("", ".rest") for number in range(parts)]
+    """One file with its head of the parts' files, whose rows follow each other."""
     with (folder / f"{name}.csv").open("wb") as out:
         out.write((",".join(columns_of(name)) + "\n").encode())
-        for piece in pieces:
+        for number in range(parts):
+            piece = _piece(folder, name, number)
             with piece.open("rb") as found:
                 shutil.copyfileobj(found, out, 1 << 20)
             piece.unlink()
@@ -379,13 +336,13 @@ def _write_small_tables(opened: Opened, accounting_date: str, folder: Path, foun
         vehicle_id, stop_id = found.devices.get(device_id, NOWHERE)
         kind = "Farebox" if vehicle_id else "Fare gate" if stop_id else "Other"
         devices.append((device_id, stop_id, vehicle_id, "", kind))
-    operators = {party.party_id for party in network.parties.values() if party.kind == "operator"}
+    operators = {party.party_id for party in network.parties.values() if party.kind == "operator"} | found.operators
     net = [(row["party_id"], int(row["net"])) for row in csv.DictReader(positions.decode().splitlines())]
     digits = opened.tariff.minor_digits
     tables: dict[str, Iterable[Sequence[object]]] = {
         "devices": devices,
-        "operators": [(name,) for name in sorted((operators | found.operators) - {""})],
-        "vehicles": [(name,) for name in sorted({*vehicles, *found.vehicles} - {""})],
+        "operators": [(name,) for name in sorted(operators)],
+        "vehicles": [(name,) for name in sorted({*vehicles, *found.vehicles})],
         "settlements": [(*row[:3], Decimal(row[3]).scaleb(-digits)) for row in settled],
         "positions": [(party, Decimal(amount).scaleb(-digits)) for party, amount in net],
         "parties": [
@@ -394,9 +351,9 @@ def _write_small_tables(opened: Opened, accounting_date: str, folder: Path, foun
         ],
         "stops": [
             (stop_id, harmless(network.stops[stop_id].name if stop_id in network.stops else stop_id))
-            for stop_id in sorted(found.stops - {""})
+            for stop_id in sorted(found.stops)
         ],
-        "routes": [_route(network, route_id, operators | found.operators) for route_id in sorted(found.routes - {""})],
+        "routes": [_route(network, route_id, operators) for route_id in sorted(found.routes)],
     }
     for name, table in tables.items():
         with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as out:
@@ -415,21 +372,16 @@ def _route(network: Network, route_id: str, operators: set[str]) -> tuple[str, s
 
 def columns_of(name: str) -> list[str]:
     """A table's columns, in the order of its schema."""
-    return [field["name"] for field in json.loads(_schema(name).read_bytes())["fields"]]
-
-
-def _schema(name: str) -> Path:
-    return SCHEMAS / ("tides" if name in TIDES else "own") / f"{name}.schema.json"
+    schema = SCHEMAS / ("tides" if name in TIDES else "own") / f"{name}.schema.json"
+    return [field["name"] for field in json.loads(schema.read_bytes())["fields"]]
 
 
 def _describe(opened: Opened, accounting_date: str, folder: Path) -> None:
     """`datapackage.json` with the schemas beside it, so that the package can be checked without a network."""
-    for source in ("tides", "own"):
-        to = folder / ("spec" if source == "tides" else "schemas")
-        to.mkdir()
-        for path in sorted((SCHEMAS / source).iterdir()):
-            if path.name != "invoice.schema.json":
-                shutil.copyfile(path, to / path.name)
+    shutil.copytree(SCHEMAS / "tides", folder / "spec")
+    (folder / "schemas").mkdir()
+    for name in OWN:
+        shutil.copyfile(SCHEMAS / "own" / f"{name}.schema.json", folder / "schemas" / f"{name}.schema.json")
     content = {
         "name": f"motthe-{accounting_date}",
         "title": f"{opened.tariff.tariff.name} {accounting_date}",
