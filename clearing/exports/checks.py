@@ -35,6 +35,17 @@ MATCHING = {
 }
 
 
+MONEY = (
+    ("fare_transactions", "amount"),
+    ("lines", "amount"),
+    ("lines", "funded"),
+    ("settlements", "amount"),
+    ("positions", "net"),
+)
+FEW = frozenset({"service_date", "currency_type", "vehicle_id", "device_id", "stop_id", "to_stop_id", "operator_id", "route_id"})
+"""Columns with few different values, which are kept once."""
+
+
 class Counted(Protocol):
     """What the writer says that it wrote."""
 
@@ -44,108 +55,98 @@ class Counted(Protocol):
 
 
 def check_package(folder: Path, currency: str, minor_digits: int, counted: Counted) -> None:
-    """BooksError with every fault of the package, or nothing."""
-    faults = [*find_faults(folder, currency, minor_digits), *_count_faults(folder, minor_digits, counted)]
+    """BooksError with the faults of the package, or nothing."""
+    faults = list(find_faults(folder, currency, minor_digits, counted))
     if faults:
         raise BooksError("the package does not hold together: " + "; ".join(faults[:20]))
 
 
-def find_faults(folder: Path, currency: str, minor_digits: int) -> Iterator[str]:
+class Package:
+    """A package's files, each read once: the columns that are checked, as texts."""
+
+    def __init__(self, folder: Path) -> None:
+        descriptor = json.loads((folder / "datapackage.json").read_bytes())
+        self.folder = folder
+        self.schemas = {found["name"]: json.loads((folder / found["schema"]).read_bytes()) for found in descriptor["resources"]}
+        foreign = [(name, key) for name, schema in self.schemas.items() for key in schema.get("foreignKeys", ())]
+        own = [(name, key["fields"], key["reference"]["resource"], key["reference"]["fields"]) for name, key in foreign]
+        self.references = sorted({*TIDES_REFERENCES, *own})
+        self.keys = {name: _names(schema["primaryKey"]) for name, schema in self.schemas.items()}
+        self.tables: dict[str, Any] = {}
+
+    def table(self, name: str) -> Any:
+        """A table's columns that are checked."""
+        if name not in self.tables:
+            wanted = {column for place, column in (*MATCHING, *MONEY) if place == name} | set(self.keys[name])
+            wanted |= {column for place, column, _, _ in self.references if place == name}
+            wanted |= {"currency_type"} & {field["name"] for field in self.schemas[name]["fields"]}
+            few = pa.dictionary(pa.int32(), pa.string())
+            types = {column: few if column in FEW else pa.string() for column in wanted}
+            options = csv.ConvertOptions(include_columns=sorted(wanted), column_types=types, strings_can_be_null=False)
+            self.tables[name] = csv.read_csv(self.folder / f"{name}.csv", convert_options=options)
+        return self.tables[name]
+
+    def different(self, name: str, column: str) -> pa.ChunkedArray:
+        """The different values of a column, without the empty one."""
+        found = pc.cast(pc.unique(self.table(name)[column]), pa.string())
+        return found.filter(pc.not_equal(found, ""))
+
+
+def find_faults(folder: Path, currency: str, minor_digits: int, counted: Counted | None = None) -> Iterator[str]:
     """What does not hold together in a package, in words."""
-    package = json.loads((folder / "datapackage.json").read_bytes())
-    schemas = {found["name"]: json.loads((folder / found["schema"]).read_bytes()) for found in package["resources"]}
-    references = list(TIDES_REFERENCES)
-    for name, schema in schemas.items():
-        for foreign in schema.get("foreignKeys", ()):
-            references.append((name, foreign["fields"], foreign["reference"]["resource"], foreign["reference"]["fields"]))
-        yield from _key_faults(folder, name, schema["primaryKey"])
-    for name, column, to, to_column in references:
-        left = set_of(folder, name, column)
-        missing = left.filter(pc.invert(pc.is_in(left, value_set=set_of(folder, to, to_column))))
+    package = Package(folder)
+    for name, columns in package.keys.items():
+        keys = package.table(name).select(columns)
+        again = keys.num_rows - keys.group_by(columns).aggregate([]).num_rows
+        if again:
+            yield f"{name}: {again} rows have a {'/'.join(columns)} that stands before"
+    for name, column, to, to_column in package.references:
+        found = package.different(name, column)
+        missing = found.filter(pc.invert(pc.is_in(found, value_set=package.different(to, to_column))))
         if len(missing):
             yield f"{name}.{column} {missing[0]} is not in {to} ({len(missing)} such)"
-    for (name, column), pattern in MATCHING.items():
-        found = _column(folder, name, column)
+    decimals = rf"(\.\d{{{minor_digits}}})" if minor_digits else ""
+    amounts = dict.fromkeys(MONEY, rf"^-?\d+{decimals}$")
+    for (name, column), pattern in {**MATCHING, **amounts}.items():
+        found = pc.cast(pc.unique(package.table(name)[column]), pa.string())
         wrong = found.filter(pc.invert(pc.match_substring_regex(found, pattern)))
         if len(wrong):
             yield f"{name}.{column} {wrong[0]} is not as it must be ({len(wrong)} such)"
-    yield from _money_faults(folder, currency, minor_digits)
+    others = set(package.different("fare_transactions", "currency_type").to_pylist()) - {currency}
+    if others:
+        yield f"fare_transactions.currency_type {sorted(others)} is not {currency}"
+    yield from _sum_faults(package, minor_digits, counted)
 
 
-def set_of(folder: Path, name: str, column: str) -> pa.ChunkedArray:
-    """The different values of a column, without the empty one."""
-    found = pc.unique(_column(folder, name, column))
-    return found.filter(pc.not_equal(found, ""))
-
-
-def _key_faults(folder: Path, name: str, key: str | list[str]) -> Iterator[str]:
-    columns = [key] if isinstance(key, str) else key
-    table = _read(folder, name, columns)
-    once = table.group_by(columns).aggregate([]).num_rows
-    if once != table.num_rows:
-        yield f"{name}: {table.num_rows - once} rows have a {'/'.join(columns)} that stands before"
-
-
-def _money_faults(folder: Path, currency: str, minor_digits: int) -> Iterator[str]:
-    decimals = rf"(\.\d{{{minor_digits}}})" if minor_digits else ""
-    for name, column in (
-        ("fare_transactions", "amount"),
-        ("lines", "amount"),
-        ("lines", "funded"),
-        ("settlements", "amount"),
-        ("positions", "net"),
-    ):
-        found = _column(folder, name, column)
-        wrong = found.filter(pc.invert(pc.match_substring_regex(found, rf"^-?\d+{decimals}$")))
-        if len(wrong):
-            yield f"{name}.{column} {wrong[0]} is no amount of {currency}"
-    other = pc.unique(_column(folder, "fare_transactions", "currency_type"))
-    if len(other) > 1 or (len(other) and other[0].as_py() != currency):
-        yield f"fare_transactions.currency_type {other.to_pylist()} is not {currency} alone"
-    net = _sum(_column(folder, "positions", "net"), minor_digits)
+def _sum_faults(package: Package, minor_digits: int, counted: Counted | None) -> Iterator[str]:
+    try:
+        transactions, lines = (_costs(package.table(name), minor_digits) for name in ("fare_transactions", "lines"))
+        net = pc.sum(_minor(package.table("positions")["net"], minor_digits)).as_py() or 0
+    except pa.ArrowInvalid:  # an amount that is none, which is told already
+        return
     if net:
         yield f"positions sum to {net}, not to zero"
-    lines = _read(folder, "lines", ["transaction_id", "amount"])
-    parts = _sums(lines.filter(pc.not_equal(lines["transaction_id"], "")), minor_digits)
-    wholes = _sums(_read(folder, "fare_transactions", ["transaction_id", "amount"]), minor_digits)
-    both = wholes.join(parts, "transaction_id", join_type="left outer", right_suffix="_of_lines")
-    differing = both.filter(pc.not_equal(both["amount_sum"], pc.fill_null(both["amount_sum_of_lines"], 0)))
-    if differing.num_rows:
-        yield f"fare_transactions {differing['transaction_id'][0]} is not the sum of its lines ({differing.num_rows} such)"
+    own = pc.index_in(transactions["transaction_id"], value_set=lines["transaction_id"])
+    differing = pc.not_equal(transactions["amount"], pc.fill_null(lines["amount"].take(own), 0))
+    wrong = transactions["transaction_id"].filter(differing)
+    if len(wrong):
+        yield f"fare_transactions {wrong[0]} is not the sum of its lines ({len(wrong)} such)"
+    charged = pc.sum(transactions["amount"]).as_py() or 0
+    found = (len(package.table("fare_transactions")), len(package.table("lines")), charged)
+    if counted and found != (counted.transactions, counted.lines, counted.charged):
+        yield f"{found} transactions, lines and money stand in the files, others were read from the books: {counted}"
 
 
-def _count_faults(folder: Path, minor_digits: int, counted: Counted) -> Iterator[str]:
-    amounts = _column(folder, "fare_transactions", "amount")
-    found = (len(amounts), len(_column(folder, "lines", "line_id")), _sum(amounts, minor_digits))
-    wanted = (counted.transactions, counted.lines, counted.charged)
-    if found != wanted:
-        yield f"{found} transactions, lines and money stand in the files, {wanted} were read from the books"
-
-
-def _sums(table: pa.Table, minor_digits: int) -> pa.Table:
-    amounts = _minor(table["amount"], minor_digits)
-    return (
-        pa.table({"transaction_id": table["transaction_id"], "amount": amounts})
-        .group_by("transaction_id")
-        .aggregate([("amount", "sum")])
-    )
-
-
-def _sum(amounts: pa.ChunkedArray, minor_digits: int) -> int:
-    return pc.sum(_minor(amounts, minor_digits)).as_py() or 0
+def _costs(table: pa.Table, minor_digits: int) -> pa.Table:
+    """Amounts by transaction."""
+    columns = {"transaction_id": table["transaction_id"], "amount": _minor(table["amount"], minor_digits)}
+    found = pa.table(columns).group_by("transaction_id").aggregate([("amount", "sum")])
+    return found.rename_columns(list(columns))
 
 
 def _minor(amounts: pa.ChunkedArray, minor_digits: int) -> pa.ChunkedArray:
     return pc.cast(pc.replace_substring(amounts, ".", "") if minor_digits else amounts, pa.int64())
 
 
-def _column(folder: Path, name: str, column: str) -> pa.ChunkedArray:
-    return _read(folder, name, [column])[column]
-
-
-def _read(folder: Path, name: str, columns: list[str]) -> Any:
-    """Some columns of a table, as texts."""
-    options = csv.ConvertOptions(
-        include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
-    )
-    return csv.read_csv(folder / f"{name}.csv", convert_options=options)
+def _names(key: str | list[str]) -> list[str]:
+    return [key] if isinstance(key, str) else key

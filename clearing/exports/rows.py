@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-from sqlalchemy import ColumnElement, Connection, Select, Table, case, collate, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, case, func, literal_column, select
 
 from clearing.exports.journals import Entry
 from fare_engine.store.schema import devices, legs, lines, postings, vehicles
@@ -15,7 +15,7 @@ from fare_engine.store.schema import devices, legs, lines, postings, vehicles
 SAMPLE = 2000
 """How many rows are looked at to part a date."""
 AT_ONCE = 500
-STREAMED = 20_000
+STREAMED = 2000
 
 PEOPLE = {"rider:": "riders", "held:": "held"}
 """Accounts of persons and of their disputes, which leave the house as one account each."""
@@ -82,27 +82,40 @@ LINE_COLUMNS = (
 )
 
 
-class Span(NamedTuple):
-    """Legs from one id up to before another, in the order of their bytes."""
-
-    begins: str
-    ends: str
-
-
-WHOLE = Span("", "\U0010ffff")
+def schema_of(statement: Select[Any]) -> pa.Schema:
+    """The columns of a query: texts, whole numbers, and truth values."""
+    types = {str: pa.string(), int: pa.int64(), bool: pa.bool_()}
+    return pa.schema([pa.field(column.name, types[column.type.python_type]) for column in statement.selected_columns])
 
 
-def spans(connection: Connection, accounting_date: str, parts: int) -> list[Span]:
-    """A date's legs in about equal parts, found by looking at some of them."""
-    first, last = connection.execute(
-        select(func.min(legs.c.row_number), func.max(legs.c.row_number)).where(legs.c.accounting_date == accounting_date)
-    ).one()
+LEG_SCHEMA, LINE_SCHEMA = schema_of(select(*LEG_COLUMNS)), schema_of(select(*LINE_COLUMNS))
+
+
+class Range(NamedTuple):
+    """Rows as the database has numbered them, both ends included."""
+
+    first: int
+    last: int
+
+
+def ranges(connection: Connection, table: Table, accounting_date: str, parts: int) -> list[Range]:
+    """Where a date's rows stand in `legs` or `lines`, in about equal parts."""
+    number, this = table.c.row_number, table.c.accounting_date == accounting_date
+    first = connection.execute(select(func.min(number)).where(this)).scalar_one()
+    last = connection.execute(select(func.max(number)).where(this)).scalar_one()
     if first is None:
-        return [WHOLE]
-    places = sorted({first + (last - first) * step // SAMPLE for step in range(SAMPLE + 1)})
-    ids = sorted(row.leg_id for row in connection.execute(select(legs.c.leg_id).where(legs.c.row_number.in_(places))))
-    cuts = sorted({ids[len(ids) * part // parts] for part in range(1, parts)})
-    return [Span(*pair) for pair in pairwise([WHOLE.begins, *cuts, WHOLE.ends])]
+        return [Range(0, 0)] * parts
+    ends = [first + (last + 1 - first) * part // parts for part in range(parts + 1)]
+    return [Range(begin, end - 1) for begin, end in pairwise(ends)]
+
+
+def cuts(connection: Connection, accounting_date: str, parts: int) -> list[str]:
+    """Ids between which a date's legs are about equally many, found by looking at some of them."""
+    (whole,) = ranges(connection, legs, accounting_date, 1)
+    places = sorted({whole.first + (whole.last - whole.first) * step // SAMPLE for step in range(SAMPLE + 1)})
+    found = select(legs.c.leg_id).where(legs.c.row_number.in_(places), legs.c.accounting_date == accounting_date)
+    ids = sorted(row.leg_id for row in connection.execute(found))
+    return sorted({ids[len(ids) * part // parts] for part in range(1, parts)}) if ids else []
 
 
 def count_legs(connection: Connection, accounting_date: str) -> int:
@@ -113,15 +126,14 @@ def count_legs(connection: Connection, accounting_date: str) -> int:
     return found
 
 
-def read_legs(connection: Connection, accounting_date: str, span: Span) -> pa.Table:
-    """A date's movements of the legs in a span, in no order."""
-    return table_of(connection, select(*LEG_COLUMNS).where(*_within(connection, legs, accounting_date, span)))
+def read_legs(connection: Connection, accounting_date: str, part: Range) -> Iterator[pa.RecordBatch]:
+    """A date's movements of legs in a range."""
+    return batches_of(connection, select(*LEG_COLUMNS).where(*_within(legs, accounting_date, part)))
 
 
-def read_lines(connection: Connection, accounting_date: str, span: Span) -> pa.Table:
-    """A date's movements of the lines of the legs in a span, but holds, in no order."""
-    within = _within(connection, lines, accounting_date, span)
-    return table_of(connection, select(*LINE_COLUMNS).where(*within, lines.c.kind != "hold"))
+def read_lines(connection: Connection, accounting_date: str, part: Range) -> Iterator[pa.RecordBatch]:
+    """A date's movements of lines in a range, but holds."""
+    return batches_of(connection, select(*LINE_COLUMNS).where(*_within(lines, accounting_date, part), lines.c.kind != "hold"))
 
 
 def read_earlier_legs(connection: Connection, accounting_date: str, leg_ids: Mapping[str, str]) -> pa.Table:
@@ -138,22 +150,16 @@ def read_earlier_legs(connection: Connection, accounting_date: str, leg_ids: Map
 
 def table_of(connection: Connection, statement: Select[Any]) -> pa.Table:
     """What a query gives, as a table."""
-    schema = schema_of(statement)
-    return pa.Table.from_batches(batches_of(connection, statement, schema), schema)
+    return pa.Table.from_batches(batches_of(connection, statement), schema_of(statement))
 
 
-def batches_of(connection: Connection, statement: Select[Any], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def batches_of(connection: Connection, statement: Select[Any]) -> Iterator[pa.RecordBatch]:
     """What a query gives, some thousand rows at a time."""
+    schema = schema_of(statement)
     with connection.execute(statement, execution_options={"yield_per": STREAMED}) as found:
         for some in found.partitions():
             columns = [pa.array(values, field.type) for values, field in zip(zip(*some, strict=True), schema, strict=True)]
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def schema_of(statement: Select[Any]) -> pa.Schema:
-    """The columns of a query: texts, whole numbers, and truth values."""
-    types = {str: pa.string(), int: pa.int64(), bool: pa.bool_()}
-    return pa.schema([pa.field(column.name, types[column.type.python_type]) for column in statement.selected_columns])
 
 
 def all_devices(connection: Connection) -> list[str]:
@@ -172,9 +178,9 @@ def no_time_limit(connection: Connection) -> None:
         connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
 
 
-def _within(connection: Connection, table: Table, accounting_date: str, span: Span) -> list[ColumnElement[bool]]:
-    key = collate(table.c.leg_id, "C") if connection.dialect.name == "postgresql" else table.c.leg_id
-    return [table.c.accounting_date == accounting_date, key >= span.begins, key < span.ends]
+def _within(table: Table, accounting_date: str, part: Range) -> list[ColumnElement[bool]]:
+    """By number, in whose order the rows stand: the date's index would look each of them up."""
+    return [table.c.row_number.between(*part), table.c.accounting_date.concat("") == accounting_date]
 
 
 def _account(column: ColumnElement[str]) -> ColumnElement[str]:

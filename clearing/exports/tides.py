@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from datetime import date
 from decimal import Decimal
 from multiprocessing import get_context
@@ -26,9 +27,10 @@ from clearing import store
 from clearing.documents import harmless
 from clearing.exports import rows
 from clearing.exports.pseudonyms import Pseudonyms
-from clearing.exports.rows import Span
+from clearing.exports.rows import Range
 from fare_engine.commands import Opened
 from fare_engine.service_day import day_starts_at, to_day
+from fare_engine.store import schema
 from fare_engine.store.database import Database
 from fare_engine.tariff.model import Network
 
@@ -68,13 +70,16 @@ class Part(msgspec.Struct):
 
 
 class Task(msgspec.Struct, frozen=True):
-    """A part of the rows for a process to write."""
+    """What a process needs to know to read a part of the date's rows, or to write a part of the package."""
 
     url: str
     accounting_date: str
-    span: Span
     folder: str
     number: int
+    legs: Range
+    lines: Range
+    cuts: tuple[str, ...]
+    """Each part of the package has the legs from one of these ids up to before the next."""
     key: bytes
     currency: str
     minor_digits: int
@@ -82,20 +87,15 @@ class Task(msgspec.Struct, frozen=True):
 
 
 def write_package(opened: Opened, accounting_date: str, folder: Path, key: bytes) -> Part:
-    """Write the package of a closed date into an empty folder."""
-    tariff = opened.tariff
-    with opened.database.read() as connection:
-        count = rows.count_legs(connection, accounting_date)
-        spans = rows.spans(connection, accounting_date, max(PROCESSES, -(-count // PART)) if count >= MANY else 1)
-    url, place = opened.database.url, str(folder)
-    tasks = [
-        Task(url, accounting_date, span, place, number, key, tariff.currency, tariff.minor_digits, tariff.zone)
-        for number, span in enumerate(spans)
-    ]
+    """Write the package of a closed date into an empty folder: read its rows in parts and sort them into parts by leg, then
+    write those, each by itself."""
+    tasks = _tasks(opened, accounting_date, folder, key)
     if len(tasks) == 1:
+        read_part(tasks[0])
         parts = [write_part(tasks[0])]
     else:
         with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
+            list(pool.map(read_part, tasks))
             parts = list(pool.map(write_part, tasks))
     for name in STREAMED:
         _join(folder, name, len(tasks))
@@ -105,19 +105,81 @@ def write_package(opened: Opened, accounting_date: str, folder: Path, key: bytes
     return found
 
 
-def write_part(task: Task) -> Part:
-    """Write a part's rows of each streamed table, in `<table>.<number>`; what they named is given."""
+def _tasks(opened: Opened, accounting_date: str, folder: Path, key: bytes) -> list[Task]:
+    with opened.database.read() as connection:
+        count = rows.count_legs(connection, accounting_date)
+        cuts = rows.cuts(connection, accounting_date, max(PROCESSES, -(-count // PART))) if count >= MANY else []
+        legs = rows.ranges(connection, schema.legs, accounting_date, len(cuts) + 1)
+        lines = rows.ranges(connection, schema.lines, accounting_date, len(cuts) + 1)
+    return [
+        Task(
+            url=opened.database.url,
+            accounting_date=accounting_date,
+            folder=str(folder),
+            number=number,
+            legs=legs[number],
+            lines=lines[number],
+            cuts=tuple(cuts),
+            key=key,
+            currency=opened.tariff.currency,
+            minor_digits=opened.tariff.minor_digits,
+            zone=opened.tariff.zone,
+        )
+        for number in range(len(cuts) + 1)
+    ]
+
+
+def read_part(task: Task) -> None:
+    """Read a part of the date's rows and leave them in files, by the part of the package that they belong to."""
     pa.set_cpu_count(1)  # the parts are each other's company
     database = Database(task.url, bytes(32))  # nothing that is read here is encrypted
     with database.read() as connection:
         rows.no_time_limit(connection)
-        lines = rows.read_lines(connection, task.accounting_date, task.span).sort_by(
-            [("leg_id", "ascending"), ("transaction_id", "ascending")]
-        )
-        costs = _costs(lines)
-        moved = _latest(rows.read_legs(connection, task.accounting_date, task.span))
-        unmoved = costs.filter(pc.invert(pc.is_in(costs["leg_id"], value_set=moved["leg_id"])))
-        wanted = dict(zip(unmoved["leg_id"].to_pylist(), unmoved["service_date"].to_pylist(), strict=True))
+        _sort_out(task, "legs", rows.LEG_SCHEMA, rows.read_legs(connection, task.accounting_date, task.legs))
+        _sort_out(task, "lines", rows.LINE_SCHEMA, rows.read_lines(connection, task.accounting_date, task.lines))
+    database.dispose()
+
+
+def _sort_out(task: Task, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    edges = ["", *task.cuts]
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(pa.ipc.new_file(str(_read(task, name, task.number, part)), schema)) for part in range(len(edges))
+        ]
+        for batch in batches:
+            ids = batch.column("leg_id")
+            for part, file in enumerate(files):
+                within = pc.greater_equal(ids, edges[part])
+                if part + 1 < len(edges):
+                    within = pc.and_(within, pc.less(ids, edges[part + 1]))
+                file.write_batch(batch.filter(within))
+
+
+def _taken(task: Task, name: str) -> pa.Table:
+    """What all processes have read for a part of the package."""
+    found = []
+    for reader in range(len(task.cuts) + 1):
+        path = _read(task, name, reader, task.number)
+        with pa.memory_map(str(path)) as source:
+            found.append(pa.ipc.open_file(source).read_all())
+        path.unlink()
+    return pa.concat_tables(found)
+
+
+def _read(task: Task, name: str, reader: int, part: int) -> Path:
+    return Path(task.folder) / f".{name}.{reader}.{part}"
+
+
+def write_part(task: Task) -> Part:
+    """Write a part's rows of each streamed table, in `<table>.<number>`; what they named is given."""
+    pa.set_cpu_count(1)
+    lines = _taken(task, "lines").sort_by([("leg_id", "ascending"), ("transaction_id", "ascending")])
+    costs = _costs(lines)
+    moved = _latest(_taken(task, "legs"))
+    unmoved = costs.filter(pc.invert(pc.is_in(costs["leg_id"], value_set=moved["leg_id"])))
+    wanted = dict(zip(unmoved["leg_id"].to_pylist(), unmoved["service_date"].to_pylist(), strict=True))
+    database = Database(task.url, bytes(32))
+    with database.read() as connection:
         earlier = _latest(rows.read_earlier_legs(connection, task.accounting_date, wanted))
     database.dispose()
     changed = earlier.drop_columns("begun").append_column("begun", pa.repeat(1, len(earlier)))
@@ -232,8 +294,8 @@ def _device_ids(legs: pa.Table) -> pa.ChunkedArray:
 
 def _instants(at: pa.ChunkedArray) -> pa.ChunkedArray:
     """RFC 3339, to the second."""
-    seconds = pc.cast(pc.divide(at, 1000), pa.timestamp("s", "UTC"))
-    return pc.replace_substring(pc.cast(seconds, pa.string()), " ", "T")
+    seconds = pc.cast(pc.cast(pc.divide(at, 1000), pa.timestamp("s")), pa.string())
+    return pc.binary_join_element_wise(pc.replace_substring(seconds, " ", "T"), "Z", "")
 
 
 def _midnight(day: str, zone: str) -> str:
