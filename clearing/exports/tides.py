@@ -89,7 +89,7 @@ class Task(msgspec.Struct, frozen=True):
 def write_package(opened: Opened, accounting_date: str, folder: Path, key: bytes) -> Part:
     """Write the package of a closed date into an empty folder: read its rows in parts and sort them into parts by leg, then
     write those, each by itself."""
-    tasks = _tasks(opened, accounting_date, folder, key)
+    tasks = tasks_of(opened, accounting_date, folder, key)
     if len(tasks) == 1:
         read_part(tasks[0])
         parts = [write_part(tasks[0])]
@@ -105,7 +105,8 @@ def write_package(opened: Opened, accounting_date: str, folder: Path, key: bytes
     return found
 
 
-def _tasks(opened: Opened, accounting_date: str, folder: Path, key: bytes) -> list[Task]:
+def tasks_of(opened: Opened, accounting_date: str, folder: Path, key: bytes) -> list[Task]:
+    """A date's rows in parts."""
     with opened.database.read() as connection:
         count = rows.count_legs(connection, accounting_date)
         cuts = rows.cuts(connection, accounting_date, max(PROCESSES, -(-count // PART))) if count >= MANY else []
@@ -170,9 +171,26 @@ def _read(task: Task, name: str, reader: int, part: int) -> Path:
     return Path(task.folder) / f".{name}.{reader}.{part}"
 
 
+class Rows(msgspec.Struct, frozen=True):
+    """A part's legs, the lines of them and of what is no leg, and what each cost its rider, all by leg."""
+
+    legs: pa.Table
+    lines: pa.Table
+    transactions: pa.Table
+
+
 def write_part(task: Task) -> Part:
     """Write a part's rows of each streamed table, in `<table>.<number>`; what they named is given."""
     pa.set_cpu_count(1)
+    found = rows_of(task)
+    _write(task, "fare_transactions", found.transactions.filter(_is_transaction(found.transactions)))
+    _write(task, "rides", _rides(task, found.legs))
+    _write(task, "lines", _booked(found))
+    return _named(found)
+
+
+def rows_of(task: Task) -> Rows:
+    """What was read for a part."""
     lines = _taken(task, "lines").sort_by([("leg_id", "ascending"), ("transaction_id", "ascending")])
     costs = _costs(lines)
     moved = _latest(_taken(task, "legs"))
@@ -185,12 +203,7 @@ def write_part(task: Task) -> Part:
     changed = earlier.drop_columns("begun").append_column("begun", pa.repeat(1, len(earlier)))
     legs = pa.concat_tables([moved, changed]).sort_by("leg_id")
     others = unmoved.filter(pc.invert(pc.is_in(unmoved["leg_id"], value_set=earlier["leg_id"])))
-    others = others.filter(pc.or_(others["sold"], pc.not_equal(others["amount"], 0)))
-    transactions = _transactions(task, legs, others, costs)
-    _write(task, "fare_transactions", transactions)
-    _write(task, "rides", _rides(task, legs))
-    _write(task, "lines", _booked(task, lines, transactions))
-    return _named(legs, lines, transactions)
+    return Rows(legs, lines, _transactions(task, legs, others, costs))
 
 
 # ---- columns
@@ -233,6 +246,7 @@ def _transactions(task: Task, legs: pa.Table, others: pa.Table, costs: pa.Table)
     of_legs = pa.table(
         {
             "cause": legs["leg_id"],
+            "is_leg": pa.repeat(True, len(legs)),
             "transaction_id": _dated(task, legs["leg_id"]),
             "service_date": legs["service_date"],
             "event_timestamp": _instants(legs["began_at"]),
@@ -252,6 +266,7 @@ def _transactions(task: Task, legs: pa.Table, others: pa.Table, costs: pa.Table)
     of_others = pa.table(
         {
             "cause": others["leg_id"],
+            "is_leg": pa.repeat(False, len(others)),
             "transaction_id": _dated(task, _each(others["leg_id"], lambda cause: Pseudonyms(task.key).of("cause", cause))),
             "service_date": others["service_date"],
             "event_timestamp": _each(others["service_date"], lambda day: _midnight(day, task.zone)),
@@ -272,12 +287,30 @@ def _rides(task: Task, legs: pa.Table) -> pa.Table:
     return found.append_column("ended_at", _instants(legs["ended_at"])).append_column("stands", _stands(legs))
 
 
-def _booked(task: Task, lines: pa.Table, transactions: pa.Table) -> pa.Table:
-    """`lines`, by leg and id, each with the transaction that it is a part of."""
-    part_of = transactions["transaction_id"].take(pc.index_in(lines["leg_id"], value_set=transactions["cause"]))
+def _booked(found: Rows) -> pa.Table:
+    """`lines`, by leg, numbered in what they are a part of: the books' own ids would tell travellers to who tries them all."""
+    lines, transactions = found.lines, found.transactions
+    at = pc.index_in(lines["leg_id"], value_set=transactions["cause"])
+    part_of = transactions["transaction_id"].take(at)
+    shown = pc.if_else(_is_transaction(transactions).take(at), part_of, None)
     same = ("service_date", "kind", "rule_id", "version_id", "amount", "bearer", "funded", "operator_id", "network_id")
-    found = lines.select(same).append_column("line_id", lines["transaction_id"]).append_column("transaction_id", part_of)
-    return found.append_column("reversed", pc.invert(_stands(lines)))
+    line_ids = pc.binary_join_element_wise(part_of, pc.cast(_numbers(lines["leg_id"]), pa.string()), "/")
+    table = lines.select(same).append_column("line_id", line_ids).append_column("transaction_id", shown)
+    return table.append_column("reversed", pc.invert(_stands(lines)))
+
+
+def _numbers(sorted_ids: pa.ChunkedArray) -> pa.Array:
+    """1, 2, … among the same ids."""
+    runs = pc.run_end_encode(sorted_ids.combine_chunks(), run_end_type=pa.int64())
+    ends = runs.run_ends
+    begins = pa.concat_arrays([pa.array([0] if len(ends) else [], pa.int64()), ends[:-1]])
+    before = pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(ends, begins))
+    return pc.subtract(pa.array(range(1, len(sorted_ids) + 1), pa.int64()), before)
+
+
+def _is_transaction(table: pa.Table) -> pa.ChunkedArray:
+    """Whatever is no leg is a transaction only if it is a sale or costs its rider something."""
+    return pc.or_(pc.not_equal(table["fare_action"], "Adjust"), pc.or_(table["is_leg"], pc.not_equal(table["amount"], 0)))
 
 
 def _stands(movements: pa.Table) -> pa.ChunkedArray:
@@ -337,8 +370,10 @@ def _piece(folder: Path, name: str, number: int) -> Path:
     return folder / f"{name}.{number}"
 
 
-def _named(legs: pa.Table, lines: pa.Table, transactions: pa.Table) -> Part:
+def _named(part: Rows) -> Part:
     """What a part's rows name."""
+    legs, lines = part.legs, part.lines
+    transactions = part.transactions.filter(_is_transaction(part.transactions))
     found = Part(len(transactions), len(lines), pc.sum(transactions["amount"]).as_py() or 0)
     places = {"device_id": _device_ids(legs), "vehicle_id": legs["vehicle_id"], "stop_id": legs["from_stop_id"]}
     for row in pa.table(places).group_by(list(places)).aggregate([]).to_pylist():
