@@ -103,7 +103,7 @@ def beancount(found: Journal) -> bytes:
     after = date.fromisoformat(found.accounting_date) + timedelta(days=1)
     lines += [
         "",
-        *(f"{after} balance {account_name(account)}  {_amount(sum_, found)}" for account, sum_ in found.balances.items()),
+        *(f"{after} balance {account_name(account)}  {_amount(sum_, found, ' ~ 0')}" for account, sum_ in found.balances.items()),
     ]
     return _text(lines)
 
@@ -127,8 +127,8 @@ def _part(text: str) -> str:
         return text
     if LOWER.fullmatch(text):
         return text[0].upper() + text[1:]
-    bare = re.sub(r"[^A-Za-z0-9]+", "-", text[:1].upper() + text[1:]).strip("-")
-    return f"{bare or 'X'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    bare = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-") or "X"
+    return f"{bare[0].upper()}{bare[1:]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _double_entry(found: Journal, head: list[str]) -> bytes:
@@ -150,10 +150,10 @@ def _double_entry(found: Journal, head: list[str]) -> bytes:
     return _text(lines)
 
 
-def _amount(amount: int, found: Journal) -> str:
+def _amount(amount: int, found: Journal, tolerance: str = "") -> str:
     whole, minor = divmod(abs(amount), 10**found.minor_digits)
     digits = f"{whole}.{minor:0{found.minor_digits}}" if found.minor_digits else f"{whole}"
-    return f"{'-' if amount < 0 else ''}{digits} {found.currency}"
+    return f"{'-' if amount < 0 else ''}{digits}{tolerance} {found.currency}"
 
 
 def _text(lines: Sequence[str]) -> bytes:

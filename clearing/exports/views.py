@@ -5,7 +5,7 @@ names a person's medium is in none. A view that must change becomes one with a h
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, MetaData, event, inspect
+from sqlalchemy import Connection, MetaData, event, inspect, text
 
 from clearing.bank import store as bank_store
 from clearing.store import payments, settlements
@@ -43,7 +43,7 @@ def create_views(connection: Connection) -> None:
     for name, (table, columns) in VIEWS.items():
         if name not in known and table.name in tables:  # WITH: PostgreSQL lets nobody write through such a view
             rows = f"WITH found AS (SELECT {columns} FROM {table.name}) SELECT * FROM found"
-            connection.exec_driver_sql(f"CREATE VIEW {name} AS {rows}")
+            connection.execute(text(f"CREATE VIEW {name} AS {rows}"))
 
 
 @event.listens_for(metadata, "after_create")
