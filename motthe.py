@@ -16,10 +16,10 @@ from fastapi.staticfiles import StaticFiles
 from clearing import commands as clearing_commands
 from clearing import pages as clearing_pages
 from clearing import statement_commands, tap_commands
+from clearing.bank import commands as bank_commands
 from clearing.collection import commands as collection_commands
 from clearing.collection import pages as collection_pages
 from clearing.collection.opening import open_collector
-from clearing.bank import commands as bank_commands
 from clearing.exports import commands as export_commands
 from fare_engine import commands as fare_commands
 from fare_engine import device_commands, traveller_commands

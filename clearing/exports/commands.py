@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import date, timedelta
 from pathlib import Path
@@ -51,11 +52,11 @@ def beancount(service_date: Day, folder: Target, data: Store = None) -> None:
 
 
 def journal_of(connection: Connection, opened: Opened, day: str) -> journals.Journal:
-    """A closed date's journal, which sums to what the books have."""
+    """A closed date's journal, which sums to what its proof says."""
     entries = rows.journal_entries(connection, day)
     balances = rows.journal_balances(connection, day)
-    total, _ = store.totals(connection, day)
-    return journals.journal(day, opened.tariff.currency, opened.tariff.minor_digits, entries, balances, total)
+    proof = json.loads(store.published(connection, day)["proof.json"])
+    return journals.journal(day, opened.tariff.currency, opened.tariff.minor_digits, entries, balances, proof["debits"])
 
 
 def check_closed(connection: Connection, day: str) -> None:

@@ -22,6 +22,7 @@ ROOTS = {
     "bank": "Assets:Bank",
     "top-ups": "Assets:TopUps",
     "holds": "Liabilities:Holds",
+    "deposits": "Liabilities:Deposits",
     "fares": "Liabilities:Fares",
     "deferred": "Liabilities:Deferred",
     "operator": "Liabilities:Operators",
@@ -60,10 +61,10 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
 def journal(
     accounting_date: str, currency: str, minor_digits: int, entries: Sequence[Entry], balances: Mapping[str, int], total: int
 ) -> Journal:
-    """A date's journal. BooksError if its entries do not sum to the date's debits, `total`."""
+    """A date's journal. BooksError if its entries do not sum to the debits of its proof, `total`."""
     summed = sum(entry.amount for entry in entries)
     if summed != total:
-        raise BooksError(f"the journal of {accounting_date} sums to {summed}, the books to {total}")
+        raise BooksError(f"the journal of {accounting_date} sums to {summed}, its proof to {total}")
     return Journal(
         accounting_date=accounting_date,
         currency=currency,

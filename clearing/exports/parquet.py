@@ -35,7 +35,7 @@ TABLES: dict[str, tuple[Table, tuple[Column[Any], ...]]] = {
 """Each table with the order of its rows."""
 PERSONAL = {"token_id": "token", "traveller_id": "traveller", "transaction_id": "transaction"}
 ACCOUNTS = frozenset({"payer", "debit", "credit"})
-PEOPLES = ("rider:", "held:")
+PEOPLES = tuple(rows.PEOPLE)
 
 
 def write_files(connection: Connection, first: str, last: str, folder: Path, names: Pseudonyms) -> dict[str, int]:

@@ -17,7 +17,7 @@ SAMPLE = 2000
 AT_ONCE = 500
 STREAMED = 2000
 
-PEOPLE = {"rider:": "riders", "held:": "held"}
+PEOPLE = {"rider:": "riders", "held:": "held", "deposits:": "deposits"}
 """Accounts of persons and of their disputes, which leave the house as one account each."""
 
 

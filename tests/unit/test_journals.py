@@ -49,7 +49,7 @@ def test_each_program_confirms_a_journal_and_finds_a_changed_balance(tmp_path: P
 
 
 def test_a_journal_whose_entries_do_not_sum_to_the_books_is_not_made() -> None:
-    with pytest.raises(BooksError, match="sums to 18500, the books to 18499"):
+    with pytest.raises(BooksError, match="sums to 18500, its proof to 18499"):
         found(total=18_499)
 
 
