@@ -241,13 +241,15 @@ def _rule_ids(version: Version) -> Iterator[str]:
 
 
 def write_documents(data: Path, closed: list[Closed]) -> Path:
-    """The documents of each date as files; a file that is there already must have the same bytes."""
+    """The documents of each date as files, each whole or not at all; one that is there already gets the same bytes."""
     folder = data / "statements"
     for one in closed:
         for name, content in one.documents.items():
             path = folder / one.accounting_date / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            beside = path.with_name(f".{name}.new")
+            beside.write_bytes(content)
+            beside.replace(path)
     return folder / closed[-1].accounting_date
 
 

@@ -44,10 +44,10 @@ def share(
     """The movement of all exact shares at the close of `date`; `before` is the close before it."""
     listed = list(rows)
     changes: dict[Pool, Shares] = defaultdict(dict)
-    _add_own(changes, listed, agreements)
+    add_own(changes, listed, agreements)
     long_travellers = _add_corrections(changes, connection, agreements, caps, date, before)
     rides = share_store.ride_rows(connection, date)
-    _add_rides(changes, rides, agreements)
+    add_rides(changes, rides, agreements)
     used = _uses(listed, date)
     _add_products(changes, connection, used, agreements, date, before)
     return Sharing(dict(changes), used, long_travellers)
@@ -61,7 +61,7 @@ def share_of_date(
     rows = store.rows_of_service_date(connection, service_date, through)
     rides = share_store.rides_of_service_date(connection, service_date, through)
     changes: dict[Pool, Shares] = defaultdict(dict)
-    _add_own(changes, rows, agreements)
+    add_own(changes, rows, agreements)
     weighing = [row for row in agreements.agreements if row.weighs and row.holds_on(service_date)]
     if weighing:
         apart = share_store.moved_after(connection, service_date, through)
@@ -75,7 +75,7 @@ def share_of_date(
             _add(changes, corrections(lines, ridden, agreements, caps, through, service_date))
         for record in share_store.records(connection, apart):
             _add(changes, corrections(*bag_of(record, through), agreements, caps, through, service_date))
-    _add_rides(changes, rides, agreements)
+    add_rides(changes, rides, agreements)
     for product in sorted({use.product_id for use in share_store.uses_of_date(connection, service_date, through)}):
         first, last = _period(agreements, product, service_date)
         held = share_store.list_uses(connection, product, first, last, f"{through}~")
@@ -86,7 +86,7 @@ def share_of_date(
 # ---- legs and caps
 
 
-def _add_own(changes: dict[Pool, Shares], rows: Iterable[PoolRow], agreements: Agreements) -> None:
+def add_own(changes: dict[Pool, Shares], rows: Iterable[PoolRow], agreements: Agreements) -> None:
     """Each leg's money by what needs no look at other legs: its operator's, or agreed shares of it."""
     for row in rows:
         if row.kind not in LEG_KINDS and row.kind != "cap":
@@ -183,7 +183,7 @@ def _still_open(connection: Connection, weighing: Iterable[Agreement], date: str
 # ---- amounts for rides
 
 
-def _add_rides(changes: dict[Pool, Shares], rides: Iterable[RideRow], agreements: Agreements) -> None:
+def add_rides(changes: dict[Pool, Shares], rides: Iterable[RideRow], agreements: Agreements) -> None:
     """What is paid for each ride: by agreements of an amount a ride, and by subsidies."""
     for row in rides:
         if row.operator_id is None:
