@@ -22,9 +22,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from clearing import frozen, netting, pools, seals, share_store, statements, store
 from clearing.agreements import Agreements, Fee
 from clearing.bags import Pool
+from clearing.documents import harmless, pdf, xlsx
 from clearing.frozen import OpenItems
 from clearing.payments import Payment, payments_of
 from clearing.pools import PoolState, Shares
+from clearing.printing import Printer
 from clearing.share_store import RideRow
 from clearing.sharing import CapScopes, Sharing, share
 from clearing.statements import Books
@@ -186,7 +188,7 @@ def compute(
         items,
     )
     proof |= {"seal": found.seal, "tree_size": found.tree_size, "taps": taps, "despite": despite}
-    found.documents = _documents(connection, facts, found, agreements, proof)
+    found.documents = _documents(connection, facts, found, rules, proof)
     return found
 
 
@@ -358,11 +360,16 @@ def _prove(connection: Connection, proof: dict[str, object], movements: Movement
 # ---- documents
 
 
-def _documents(
-    connection: Connection, facts: Books, found: Computed, agreements: Agreements, proof: dict[str, object]
-) -> dict[str, bytes]:
-    made = statements.compose(facts, agreements)
-    documents = {f"{statement.party_id}.csv": statements.statement_csv(statement) for statement in made}
+def _documents(connection: Connection, facts: Books, found: Computed, rules: Rules, proof: dict[str, object]) -> dict[str, bytes]:
+    made = statements.compose(facts, rules.agreements)
+    printer = Printer(rules.tariff)
+    documents = {}
+    for statement in made:
+        content = statements.statement_csv(statement)
+        printed = printer.document(statement, statements.digest(content))
+        documents[f"{statement.party_id}.csv"] = content
+        documents[f"{statement.party_id}.xlsx"] = xlsx(printed)
+        documents[f"{statement.party_id}.pdf"] = pdf(printed)
     for operator_id, content in _device_documents(connection, facts.accounting_date, facts.zone).items():
         documents[f"{operator_id}.devices.csv"] = content
     documents["open-items.csv"] = _open_items_document(facts.open_items)
@@ -376,10 +383,7 @@ def _documents(
 
 def _open_items_document(items: Iterable[OpenItems]) -> bytes:
     """What is open for anybody; parties' statements show each his own."""
-    rows = (
-        (item.kind, item.party_id, statements.harmless(item.reason), item.owner, item.count, item.of_date, item.since)
-        for item in items
-    )
+    rows = ((item.kind, item.party_id, harmless(item.reason), item.owner, item.count, item.of_date, item.since) for item in items)
     return statements.table_csv(("kind", "party_id", "reason", "owner", "count", "of_date", "since_ms"), rows)
 
 

@@ -34,6 +34,8 @@ from fare_engine.tap_format import open_message
 ALWAYS = ("open-items.csv", "payments.csv", "positions.csv", "proof.json")
 """Documents that every published date has."""
 TABLES = {
+    ".xlsx": b"PK",
+    ".pdf": b"%PDF",
     "positions.csv": b"party_id,",
     "payments.csv": b"payment_id,",
     "open-items.csv": b"kind,",

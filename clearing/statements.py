@@ -18,6 +18,7 @@ import msgspec
 from clearing import netting
 from clearing.agreements import LEG_KINDS, RIDERS, Agreements, product_of
 from clearing.bags import Pool
+from clearing.documents import harmless
 from clearing.frozen import OpenItems
 from clearing.pools import Shares
 from clearing.store import PoolRow
@@ -269,12 +270,6 @@ def _cells(row: Row) -> tuple[object, ...]:
         row.count or "",
         row.amount if row.section not in OPEN else "",
     )
-
-
-def harmless(text: str) -> str:
-    """A cell on one line that no spreadsheet takes for a formula."""
-    marked = f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
-    return " ".join(marked.splitlines())
 
 
 def positions_csv(net: Mapping[str, int], statements: Iterable[Statement]) -> bytes:
