@@ -42,11 +42,13 @@ class DateOrCommand(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-clear_app = typer.Typer(cls=DateOrCommand, no_args_is_help=True, help="Close service dates: motthe clear DATE.")
+clear_app = typer.Typer(
+    cls=DateOrCommand, no_args_is_help=True, help="Close service dates: motthe clear DATE, for which `date` may be left out."
+)
 app.add_typer(clear_app, name="clear")
 
 
-@clear_app.command("date", hidden=True)
+@clear_app.command("date")
 def clear(
     service_date: Annotated[str, typer.Argument(help="The service date to close, as 2026-03-02; or `yesterday`.")],
     despite: Annotated[

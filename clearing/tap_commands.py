@@ -12,6 +12,7 @@ import typer
 from sqlalchemy import Connection
 
 from clearing import seals
+from clearing.bank import store as bank_store
 from clearing.close import check_shares
 from clearing.collection.verify import check as check_collection
 from clearing.commands import now, rules_of
@@ -72,6 +73,7 @@ def verify_opened(opened: Opened) -> Verified:
         "closes": seals.check,
         "settlements": check_shared,
         "charges": check_collection,
+        "bank_lines": check_bank,
     }
     for table, check in checks.items():
         try:
@@ -80,6 +82,11 @@ def verify_opened(opened: Opened) -> Verified:
         except Exception as error:  # whatever a changed row breaks: that it breaks is what was asked for
             findings.append(Finding(table, "-", f"cannot be read: {_in_a_line(error)}"))
     return Verified(found.rows, found.taps, tuple(findings))
+
+
+def check_bank(connection: Connection) -> list[Finding]:
+    """What of the bank's lines was changed, or is not in the books as they say."""
+    return [Finding(*changed) for changed in bank_store.changed_rows(connection)]
 
 
 def _tell_changed(findings: Iterable[Finding]) -> NoReturn:

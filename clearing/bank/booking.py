@@ -108,7 +108,7 @@ def _book(connection: Connection, matches: Iterable[Match], payments: Payments, 
     found = list(matches)
     for match in found:
         payment = payments.by_id[match.payment_id].payment
-        transaction = hashlib.sha256(f"paid/{match.line_id}/{match.payment_id}".encode()).hexdigest()[:32]
+        transaction = store.transaction_of(match.line_id, match.payment_id)
         on = ledger.accounting_date(payment.accounting_date, closed_through)
         for posting in ledger.signed(ledger.net(payment.party_id), ledger.BANK, match.amount):
             entries.add_posting(transaction, 0, ledger.Code.PAID, posting, payment.accounting_date, on)

@@ -4,16 +4,33 @@ A line is kept once and never changed but for its `reason`, which says why it wa
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
-from sqlalchemy import BigInteger, Boolean, Column, Connection, Index, PrimaryKeyConstraint, String, Table, func, select, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Index,
+    Integer,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    func,
+    select,
+    text,
+)
 
 from clearing.bank.camt053 import BankLine
 from clearing.bank.matching import Match, OpenPayment, Reason
 from clearing.payments import Payment
 from clearing.store import payments
-from fare_engine.store.schema import metadata
+from fare_engine import ledger
+from fare_engine.row_hash import Hasher
+from fare_engine.store.schema import metadata, postings
 
 AT_ONCE = 500
 WAITING = text("reason IS NOT NULL")
@@ -23,6 +40,7 @@ bank_files = Table(
     metadata,
     Column("sha256", String, primary_key=True),
     Column("imported_at", BigInteger, nullable=False),
+    Column("row_hash", LargeBinary, nullable=False),
 )
 
 bank_lines = Table(
@@ -36,9 +54,10 @@ bank_lines = Table(
     Column("amount", BigInteger, nullable=False),  # positive came in, negative went out
     Column("other_account", String, nullable=False),
     Column("other_name", String, nullable=False),
-    Column("is_return", Boolean, nullable=False),
+    Column("is_return", Integer, nullable=False),  # 1 or 0
     Column("texts", String, nullable=False),  # JSON: [element, text]
     Column("reason", String),  # why it waits; None: it is matched
+    Column("row_hash", LargeBinary, nullable=False),  # over all but `reason`
     Index(
         "bank_lines_waiting", "booked_on", sqlite_where=text("reason IS NOT NULL"), postgresql_where=text("reason IS NOT NULL")
     ),
@@ -52,8 +71,16 @@ bank_matches = Table(
     Column("amount", BigInteger, nullable=False),  # positive was paid out, negative came in
     Column("matched_at", BigInteger, nullable=False),
     Column("matched_by", String, nullable=False),
+    Column("row_hash", LargeBinary, nullable=False),
     PrimaryKeyConstraint("line_id", "payment_id"),
 )
+
+
+TABLES = (bank_files, bank_lines, bank_matches)
+HASHERS = {
+    table.name: Hasher("".join(table.name), ["".join(c.name) for c in table.c if c.name not in ("row_hash", "reason")])
+    for table in TABLES
+}
 
 
 class WaitingLine(msgspec.Struct, frozen=True):
@@ -67,7 +94,7 @@ def add_file(connection: Connection, sha256: str, imported_at: int) -> bool:
     """Keep that a file came in; False: it did before."""
     known = connection.execute(select(bank_files.c.sha256).where(bank_files.c.sha256 == sha256)).first()
     if known is None:
-        connection.execute(bank_files.insert(), {"sha256": sha256, "imported_at": imported_at})
+        connection.execute(bank_files.insert(), _hashed(bank_files, {"sha256": sha256, "imported_at": imported_at}))
     return known is None
 
 
@@ -79,7 +106,7 @@ def add_lines(connection: Connection, sha256: str, lines: Sequence[BankLine]) ->
         ids = [line.line_id for line in some]
         known = {row.line_id for row in connection.execute(select(bank_lines.c.line_id).where(bank_lines.c.line_id.in_(ids)))}
         new = {line.line_id: line for line in some if line.line_id not in known}
-        rows = [_row(line, sha256) for line in new.values()]
+        rows = [_hashed(bank_lines, _row(line, sha256)) for line in new.values()]
         if rows:
             connection.execute(bank_lines.insert(), rows)
         added += len(rows)
@@ -99,7 +126,7 @@ def list_waiting(connection: Connection) -> list[WaitingLine]:
                 amount=row.amount,
                 other_account=row.other_account,
                 other_name=row.other_name,
-                is_return=row.is_return,
+                is_return=bool(row.is_return),
                 texts=msgspec.json.decode(row.texts, type=tuple[tuple[str, str], ...]),
             ),
             row.reason,
@@ -115,7 +142,8 @@ def set_reason(connection: Connection, line_id: str, reason: Reason) -> None:
 
 def add_matches(connection: Connection, matches: Iterable[Match], matched_at: int, matched_by: str) -> None:
     """These lines wait no longer."""
-    rows = [msgspec.structs.asdict(match) | {"matched_at": matched_at, "matched_by": matched_by} for match in matches]
+    by = {"matched_at": matched_at, "matched_by": matched_by}
+    rows = [_hashed(bank_matches, msgspec.structs.asdict(match) | by) for match in matches]
     for row in rows:
         connection.execute(bank_lines.update().where(bank_lines.c.line_id == row["line_id"]).values(reason=None))
     if rows:
@@ -139,6 +167,46 @@ def list_payments(connection: Connection) -> list[OpenPayment]:
     ]
 
 
-def _row(line: BankLine, sha256: str) -> dict[str, object]:
+def transaction_of(line_id: str, payment_id: str) -> str:
+    """The transaction that books a match."""
+    return hashlib.sha256(f"paid/{line_id}/{payment_id}".encode()).hexdigest()[:32]
+
+
+def changed_rows(connection: Connection) -> list[tuple[str, str, str]]:
+    """(table, key, what) of each row that is not what was written, of lines that wait though they are matched or the other way
+    round, and of matches that are not in the books as they say."""
+    found = []
+    matched = {row.line_id for row in connection.execute(select(bank_matches.c.line_id))}
+    for table in TABLES:
+        for row in connection.execute(select(table)):
+            values = dict(row._mapping)
+            key = "/".join(str(values[column.name]) for column in table.primary_key)
+            if HASHERS[table.name].of(values) != values["row_hash"]:
+                found.append((table.name, key, "is not the row that was written: its hash is another one"))
+            if table is bank_lines and not _waits_rightly(values, matched):
+                found.append((table.name, key, f"waits because of {values['reason']!r}, which does not fit its matches"))
+    booked = {
+        row.transaction_id: row.amount if row.credit == ledger.BANK else -row.amount
+        for row in connection.execute(select(postings).where(postings.c.code == ledger.Code.PAID.value))
+    }
+    for row in connection.execute(select(bank_matches)):
+        if booked.pop(transaction_of(row.line_id, row.payment_id), None) != row.amount:
+            found.append((bank_matches.name, f"{row.line_id}/{row.payment_id}", "is not in the books as it says"))
+    found += [(postings.name, name, "is paid by no line of the bank") for name in sorted(booked)]
+    return found
+
+
+def _waits_rightly(line: dict[str, Any], matched: set[str]) -> bool:
+    if line["reason"] is None:
+        return line["line_id"] in matched
+    return line["line_id"] not in matched and line["reason"] in {reason.value for reason in Reason}
+
+
+def _hashed(table: Table, row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"row_hash": HASHERS[table.name].of(row)}
+
+
+def _row(line: BankLine, sha256: str) -> dict[str, Any]:
     texts = msgspec.json.encode(line.texts).decode()
-    return msgspec.structs.asdict(line) | {"sha256": sha256, "texts": texts, "reason": Reason.NO_KEY.value}
+    told = {"is_return": int(line.is_return), "sha256": sha256, "texts": texts, "reason": Reason.NO_KEY.value}
+    return msgspec.structs.asdict(line) | told

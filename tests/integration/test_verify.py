@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 
 import clearing.store
 from clearing import tap_commands
+from clearing.bank import booking
+from clearing.bank.accounts import Accounts
 from clearing.close import close_through, verify
 from clearing.collection import cards
 from clearing.collection.collector import Collector
@@ -39,6 +41,7 @@ from fare_engine.store.verify import Finding
 from fare_engine.tap_format import Decision, Outcome, TapKind
 from fare_engine.tokens import stored_token
 from tests.builders import HCMC, ROOT
+from tests.camt import ACCOUNTS, camt, entry
 from tests.collecting import FakeProvider
 from tests.demos import motthe
 from tests.integration.desk import (
@@ -78,8 +81,9 @@ def lived_in(desk: Desk, data: Path) -> Opened:
         late = Stream("bus-2", epoch=60 + number)
         late.board("13:00", card)
         desk.taken(late.new(), "13:01")
-    for date in (DAY, NEXT_DAY):
-        close(opened, date)
+    close(opened, DAY)
+    pay(opened)
+    close(opened, NEXT_DAY)
     after = Stream("gate-2", epoch=70)
     after.enter("23:10", "anna")
     desk.taken(after.new(), at("10:00", "2026-03-04"))
@@ -97,6 +101,17 @@ def _city(data: Path) -> Path:
     assert changed != agreed
     path.write_text(changed, encoding="utf-8")
     return city
+
+
+def pay(opened: Opened) -> None:
+    """The bank tells of a payment, and of something that nobody knows."""
+    accounts = Accounts(currency="VND", own=ACCOUNTS.own, parties={})
+    with opened.database.write() as connection:
+        paid = next(one for one in clearing.store.list_payments(connection, DAY) if one.amount > 0)
+        known = entry(-paid.amount, f"<Refs><EndToEndId>{paid.payment_id}</EndToEndId></Refs>", ref="1")
+        file = camt(known, entry(700, ref="2", text="?"), moved=700 - paid.amount)
+        found = booking.import_file(connection, file, accounts, 0, LATER)
+        assert (found.matched, found.waiting) == (1, 1)
 
 
 def collect_money(opened: Opened) -> None:
