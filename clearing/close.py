@@ -206,8 +206,7 @@ def _shared(connection: Connection, rows: list[PoolRow], movements: Movements, r
         for account, amount in _by_account(movements).items()
         if account.startswith("collector:")
     }
-    rides = share_store.ride_rows(connection, date) if any(fee.base == "rides" for fee in rules.agreements.fees) else []
-    fees = fees_of(rules.agreements, date, rows, rides, held, found.settled)
+    fees = fees_of(rules.agreements, date, rows, sharing.rides, held, found.settled)
     sharing.changes.update(fees)
     _settle(connection, fees, date, found, Code.COMMISSION)
     return found
@@ -258,7 +257,7 @@ def fees_of(
 def _settled_base(fee: Fee, settled: Mapping[Pool, Mapping[str, int]]) -> dict[str, int]:
     bases: dict[str, int] = defaultdict(int)
     for (pool, _), paid in settled.items():
-        if not fee.networks or pool.split("|")[1] in fee.networks:
+        if not pool.startswith("subsidy|") and (not fee.networks or pool.split("|")[1] in fee.networks):
             for party, amount in paid.items():
                 bases[party] += amount
     return bases
@@ -373,6 +372,7 @@ def _documents(connection: Connection, facts: Books, found: Computed, rules: Rul
     for operator_id, content in _device_documents(connection, facts.accounting_date, facts.zone).items():
         documents[f"{operator_id}.devices.csv"] = content
     documents["open-items.csv"] = _open_items_document(facts.open_items)
+    documents["ridership.csv"] = _ridership_document(found.sharing.rides)
     documents["positions.csv"] = statements.positions_csv(found.net, made)
     documents["payments.csv"] = statements.table_csv(
         ("payment_id", "party_id", "amount"), ((one.payment_id, one.party_id, one.amount) for one in found.payments)
@@ -385,6 +385,13 @@ def _open_items_document(items: Iterable[OpenItems]) -> bytes:
     """What is open for anybody; parties' statements show each his own."""
     rows = ((item.kind, item.party_id, harmless(item.reason), item.owner, item.count, item.of_date, item.since) for item in items)
     return statements.table_csv(("kind", "party_id", "reason", "owner", "count", "of_date", "since_ms"), rows)
+
+
+def _ridership_document(rides: Iterable[RideRow]) -> bytes:
+    """How many rode, and how far as far as that is known: what subsidies are paid for. Taken back rides count with a minus."""
+    names = ("operator_id", "network_id", "route_id", "rider_category", "service_date", "rides", "persons", "metres")
+    rows = [[getattr(ride, name) for name in names] for ride in rides if ride.rides or ride.persons]
+    return statements.table_csv(names, rows)
 
 
 def _device_documents(connection: Connection, date: str, zone: str) -> dict[str, bytes]:

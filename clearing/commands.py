@@ -43,7 +43,7 @@ class DateOrCommand(TyperGroup):
 
 
 clear_app = typer.Typer(
-    cls=DateOrCommand, no_args_is_help=True, help="Close service dates: motthe clear DATE, for which `date` may be left out."
+    cls=DateOrCommand, no_args_is_help=True, help="Close service dates: motthe clear DATE; what if it had been agreed otherwise."
 )
 app.add_typer(clear_app, name="clear")
 

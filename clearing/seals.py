@@ -31,7 +31,7 @@ from fare_engine.store.receipts import StoredBatch
 from fare_engine.store.verify import Finding
 from fare_engine.tap_format import open_message
 
-ALWAYS = ("open-items.csv", "payments.csv", "positions.csv", "proof.json")
+ALWAYS = ("open-items.csv", "payments.csv", "positions.csv", "proof.json", "ridership.csv")
 """Documents that every published date has."""
 TABLES = {
     ".xlsx": b"PK",
@@ -39,6 +39,7 @@ TABLES = {
     "positions.csv": b"party_id,",
     "payments.csv": b"payment_id,",
     "open-items.csv": b"kind,",
+    "ridership.csv": b"operator_id,",
     ".devices.csv": b"device_id,",
 }
 """How documents begin that do not say of which date they are: their hashes do."""

@@ -36,6 +36,7 @@ class Sharing(msgspec.Struct):
     """What products released and paid under this date."""
     long_travellers: set[tuple[str, str]]
     """(last date of a week or month, traveller) whose money is shared anew when that period ends."""
+    rides: list[RideRow]
 
 
 def share(
@@ -50,7 +51,7 @@ def share(
     add_rides(changes, rides, agreements)
     used = _uses(listed, date)
     _add_products(changes, connection, used, agreements, date, before)
-    return Sharing(dict(changes), used, long_travellers)
+    return Sharing(dict(changes), used, long_travellers, rides)
 
 
 def share_of_date(

@@ -173,7 +173,7 @@ def test_an_operator_without_a_leg_but_with_cash_has_a_statement_too(tmp_path: P
 
 def test_a_day_without_any_ride_is_closed_and_its_proof_holds(tmp_path: Path) -> None:
     documents = town(tmp_path).close(TUESDAY)
-    assert sorted(documents) == ["open-items.csv", "payments.csv", "positions.csv", "proof.json"]
+    assert sorted(documents) == ["open-items.csv", "payments.csv", "positions.csv", "proof.json", "ridership.csv"]
     assert proof(documents)["settled"] == 0
 
 
