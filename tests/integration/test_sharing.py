@@ -195,7 +195,8 @@ def test_what_is_published_so_far_is_the_share_of_all_that_is_known_whenever_it_
     in_time, other = (town(folder / name, clearing, JOINT, WEEK_CAP) for name in ("one", "other"))
     for on in (MONDAY, TUESDAY):
         in_time.take("\n".join(tap for tap in taps if tap.startswith(on)))
-        other.take("\n".join(tap for n, tap in enumerate(taps) if tap.startswith(on) and n not in late))
+        if in_time_too := [tap for n, tap in enumerate(taps) if tap.startswith(on) and n not in late]:
+            other.take("\n".join(in_time_too))
         for town_ in (in_time, other):
             town_.close(on)
     for number in sorted(late):
