@@ -21,6 +21,7 @@ from clearing.collection import commands as collection_commands
 from clearing.collection import pages as collection_pages
 from clearing.collection.opening import open_collector
 from clearing.exports import commands as export_commands
+from clearing.disputes import commands as dispute_commands
 from fare_engine import commands as fare_commands
 from fare_engine import device_commands, traveller_commands
 from fare_engine.errors import InputError, MottheError
@@ -151,6 +152,7 @@ for part in (
     statement_commands.app,
     bank_commands.app,
     export_commands.app,
+    dispute_commands.app,
     tap_commands.app,
     device_commands.app,
     terminal_commands.app,

@@ -23,6 +23,7 @@ from clearing import frozen, netting, pools, seals, share_store, statements, sto
 from clearing.agreements import Agreements, Fee
 from clearing.bags import Pool
 from clearing.documents import harmless, pdf, xlsx
+from clearing.disputes.store import open_items
 from clearing.frozen import OpenItems
 from clearing.payments import Payment, payments_of
 from clearing.pools import PoolState, Shares
@@ -119,7 +120,7 @@ def freeze(connection: Connection, date: str, frozen_at: int, tariff: CompiledTa
     """From now on no booking gets the date; what is open and how far devices were heard of is written down with it. To be run
     while no other writer is at work."""
     store.freeze(connection, date, frozen_at)
-    frozen.freeze(connection, date, tariff, [])
+    frozen.freeze(connection, date, tariff, open_items(connection, date))
 
 
 def _publish(database: Database, rules: Rules, date: str, despite: str, step: Step) -> Closed:

@@ -16,6 +16,7 @@ from clearing.bank import store as bank_store
 from clearing.close import check_shares
 from clearing.collection.verify import check as check_collection
 from clearing.commands import now, rules_of
+from clearing.disputes.verify import check as check_disputes
 from fare_engine import jobs
 from fare_engine.application import Application
 from fare_engine.commands import Opened, Store, open_store
@@ -74,6 +75,7 @@ def verify_opened(opened: Opened) -> Verified:
         "settlements": check_shared,
         "charges": check_collection,
         "bank_lines": check_bank,
+        "disputes": check_disputes,
     }
     for table, check in checks.items():
         try:

@@ -125,3 +125,12 @@ class CollectionError(MottheError):
 
 class PaymentError(MottheError):
     """A bank line that is not the payment it is said to be."""
+
+
+class DisputeError(MottheError):
+    """A dispute or decision that is refused; `cause` is a stable word from docs/disputes.md."""
+
+    def __init__(self, cause: str, detail: str) -> None:
+        self.cause = cause
+        self.detail = detail
+        super().__init__(f"{cause}: {detail}")

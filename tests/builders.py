@@ -419,11 +419,11 @@ EPOCH = b"\x01" * 8
 class Town:
     """A store of a city: its devices sign and send, its riders have cards, its days are closed."""
 
-    def __init__(self, data: Path, city: Path, adopt: Sequence[str] = ()) -> None:
+    def __init__(self, data: Path, city: Path, adopt: Sequence[str] = (), url: str = "") -> None:
         self.data = data
         data.mkdir(parents=True, exist_ok=True)
         self.tariff = load_compiled(city, adopt)
-        database = Database(sqlite_url(data / "motthe.db"), secret_file(data / "keys" / "at-rest.key"))
+        database = Database(url or sqlite_url(data / "motthe.db"), secret_file(data / "keys" / "at-rest.key"))
         database.create()
         self.opened = Opened(data, database, self.tariff, city, tuple(adopt), SERVER_KEY)
         self.database = database

@@ -28,6 +28,8 @@ from clearing.collection import cards
 from clearing.collection.collector import Collector
 from clearing.collection.rules import find_rules
 from clearing.commands import end_of, rules_of
+from clearing.disputes import desk as disputes
+from clearing.disputes.claims import Claim
 from clearing.tap_commands import verify_opened
 from fare_engine import ledger, linking, publishing
 from fare_engine.commands import Opened
@@ -84,6 +86,7 @@ def lived_in(desk: Desk, data: Path) -> Opened:
     close(opened, DAY)
     pay(opened)
     close(opened, NEXT_DAY)
+    dispute(opened)
     after = Stream("gate-2", epoch=70)
     after.enter("23:10", "anna")
     desk.taken(after.new(), at("10:00", "2026-03-04"))
@@ -130,6 +133,16 @@ def collect_money(opened: Opened) -> None:
         line = connection.execute(text(paid)).scalar_one()
         cards.issue(collector, connection, "rider 1", "cd" * 16, "4321", None, DAY)
     collector.refund(line, 1000, "late", LATER)
+
+
+def dispute(opened: Opened) -> None:
+    """Two rows are disputed; one of them is decided."""
+    rules = rules_of(opened.tariff, opened.tariff_folder)
+    with opened.database.write() as connection:
+        for text in ("open", "decided"):
+            claim = Claim(claimant="OP-HURC1", accounting_date=DAY, party_id="OP-FUTA", line=1, amount=1000, text=text)
+            found = disputes.open_dispute(connection, rules, claim, LATER)
+        disputes.decide(connection, rules, found.dispute_id, 400, "lan", "the taps say so", LATER)
 
 
 def close(opened: Opened, date: str) -> dict[str, bytes]:
