@@ -14,7 +14,6 @@ from fastapi import APIRouter, FastAPI
 from fastapi.staticfiles import StaticFiles
 
 from clearing import commands as clearing_commands
-from clearing import pages as clearing_pages
 from clearing import statement_commands, tap_commands
 from clearing.bank import commands as bank_commands
 from clearing.collection import commands as collection_commands
@@ -22,6 +21,7 @@ from clearing.collection import pages as collection_pages
 from clearing.collection.opening import open_collector
 from clearing.exports import commands as export_commands
 from clearing.disputes import commands as dispute_commands
+from clearing.pages import disputes, operator, reconciliation, settlement
 from fare_engine import commands as fare_commands
 from fare_engine import device_commands, traveller_commands
 from fare_engine.errors import InputError, MottheError
@@ -125,7 +125,10 @@ def web_application(settings: Settings, *, demo: bool, works: bool = True) -> Fa
         rider.router,
         qr.router,
         devices.router,
-        clearing_pages.router,
+        operator.router,
+        settlement.router,
+        reconciliation.router,
+        disputes.router,
         collection_pages.router,
     )
     if demo:

@@ -126,11 +126,14 @@ def hold(
     claim: Claim, holdings: Sequence[Holding], rows: Mapping[tuple[str, int], int], taken: Iterable[Item]
 ) -> tuple[Item, ...]:
     """What is held of each holding, in proportion to what is left of it. `rows`: what each (party, line) gave; `taken`: what
-    other disputes hold or were granted of these rows. DisputeError where nothing is there, or less than is claimed."""
+    other disputes hold or were granted of these rows. DisputeError where nothing is there, or less than is claimed; of a row of
+    his own nobody claims more than it took."""
     if not holdings:
         raise DisputeError("nothing_held", f"nobody else was given anything by {_place(claim)}")
     free = _free(holdings, rows, taken)
     left = sum(free.values())
+    if claim.line and claim.party_id == claim.claimant:
+        left = min(left, -rows[claim.party_id, claim.line])
     wanted = left if claim.amount is None else claim.amount
     if wanted <= 0 or wanted > left:
         raise DisputeError("above_row", f"{wanted} of {_place(claim)} is claimed, and {left} is left of it")

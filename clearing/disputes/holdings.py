@@ -44,6 +44,8 @@ def holdings(claim: Claim, rows: Rows, booked: Iterable[LegLine]) -> list[Holdin
     if claim.line and row is None:
         raise NotFoundError(f"the statement {claim.accounting_date}/{claim.party_id} has no line {claim.line}")
     found = _of_legs(claim, rows, row, list(booked)) if claim.leg_ids else _of_rows(claim, rows, row)
+    if row is not None and claim.party_id == claim.claimant and int(row["amount"] or 0) >= 0:
+        return []  # a row that took nothing from whoever disputes it
     meant = [one for one in found if one.amount > 0 and one.party_id != claim.claimant]
     return sorted(one for one in meant if not claim.against or one.party_id in claim.against)
 

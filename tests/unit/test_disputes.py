@@ -36,7 +36,7 @@ STATEMENTS = rows(
         "commissions fee - levy BUSCO levy - -300",
         "missing - - missing BUSCO - 3 -",
     ],
-    RAIL=["legs transfer metro joint CITY own 1 2000", "shared cap - day riders caps - 500"],
+    RAIL=["legs transfer metro joint CITY own 1 2000", "shared cap - day riders caps - 800"],
     CITY=["commissions fee - levy BUSCO levy - 300", "borne transfer bus joint - - 1 -1000"],
     COOP=["shared cap - day riders caps - -500"],
 )
@@ -60,7 +60,8 @@ def a_line(leg_id: str, kind: str, amount: int, funded: int = 0, bearer: str = "
         ("BUSCO", "BUSCO", 1, []),  # nobody else was given his own legs
         ("BUSCO", "BUSCO", 4, [("CITY", 1, 300)]),  # who got the fee that he paid
         ("CITY", "CITY", 2, [("BUSCO", 2, 1000)]),  # the operator whose legs he paid for, on that network
-        ("COOP", "COOP", 1, [("RAIL", 2, 500)]),  # the other side of a share
+        ("COOP", "COOP", 1, [("RAIL", 2, 800)]),  # the other side of a share
+        ("RAIL", "RAIL", 2, []),  # took nothing from him
     ],
 )
 def test_a_row_is_claimed_from_who_was_given_it(
@@ -105,6 +106,14 @@ def test_what_is_held_or_was_granted_of_a_row_cannot_be_claimed_again(taken: lis
     if left:
         found = claims.hold(claim("COOP", "BUSCO", 1), held, {("BUSCO", 1): 10_000}, taken)
         assert [(item.line, item.leg_id, item.amount) for item in found] == [(1, "", left)]
+
+
+def test_of_a_row_of_one_s_own_no_more_is_claimed_than_it_took() -> None:
+    held = [Holding("RAIL", 2, "", 1, 800)]
+    sums = {("COOP", 1): -500, ("RAIL", 2): 800}
+    assert [item.amount for item in claims.hold(claim("COOP", "COOP", 1), held, sums, [])] == [500]
+    with pytest.raises(DisputeError, match="above_row"):
+        claims.hold(claim("COOP", "COOP", 1, amount=501), held, sums, [])
 
 
 def test_legs_of_one_row_share_what_is_left_of_the_row() -> None:
