@@ -11,7 +11,7 @@ from fastapi.responses import HTMLResponse, Response
 from clearing import store as clearing_store
 from clearing.disputes import store
 from clearing.disputes.store import Evidence
-from clearing.pages.visitors import HOME, not_found, shown, visitor_of
+from clearing.pages.visitors import HOME, not_found, part_of, shown, visitor_of
 from fare_engine.store import registry
 
 router = APIRouter(prefix=HOME)
@@ -40,7 +40,7 @@ def disputes(request: Request) -> Response:
 
 
 @router.get("/disputes/{name}", response_class=HTMLResponse)
-def dispute(request: Request, name: DisputeId) -> Response:
+def dispute(request: Request, name: DisputeId, number: int = 1) -> Response:
     """One dispute, for one of its sides."""
     visitor = visitor_of(request)
     if isinstance(visitor, Response):
@@ -55,13 +55,16 @@ def dispute(request: Request, name: DisputeId) -> Response:
     seen = [item for item in items if claims or item.party_id == visitor.operator_id]
     if found is None or not seen:
         return not_found(request, visitor)
+    told = [one for one in evidence if claims or _is_own(one, visitor.operator_id, own)]
+    part, turned = part_of(sorted(told, key=lambda one: one.kind in ("tap", "device")), number)
     values = {
         "dispute": found,
         "claims": claims,
         "items": seen,
         "held": sum(item.amount for item in seen),
         "granted": sum(item.granted or 0 for item in seen),
-        "evidence": [one for one in evidence if claims or _is_own(one, visitor.operator_id, own)],
+        "evidence": part,
+        **turned,
         "published": published,
     }
     return shown(request, visitor, "dispute.html", values)

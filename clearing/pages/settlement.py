@@ -22,7 +22,7 @@ from clearing.disputes import desk
 from clearing.disputes.claims import MOST_TEXT, Claim
 from clearing.pages.operator import totals
 from clearing.pages.store import document_names
-from clearing.pages.visitors import HOME, Day, Visitor, attachment, not_found, shown, visitor_of
+from clearing.pages.visitors import HOME, Day, Visitor, attachment, not_found, part_of, shown, visitor_of
 from clearing.statements import GIVEN, OPEN, SECTIONS, digest
 from clearing.tracing import Trace, Traced
 from fare_engine.errors import CloseError, DisputeError, NotFoundError
@@ -37,8 +37,7 @@ FILES = {
 }
 """What can be downloaded of a date, where it was published: word in the address → end of the document's name."""
 TOTALS = ("opening", "settled", "cash_held", "borne", "net", "paid", "closing")
-ON_A_PAGE = 50
-RIDER = re.compile(r"rider:\S+")
+RIDER, TAP = re.compile(r"rider:\S+"), re.compile(r"(\S+)/[0-9a-f]{16}/\d+")
 
 
 @router.get("/settlement/{day}", response_class=HTMLResponse)
@@ -160,9 +159,7 @@ def _line_page(request: Request, visitor: Visitor, day: str, line: int, number: 
             explained = True
         except CloseError:
             found, explained = Trace(day, visitor.operator_id, row, [], 0, digest(content)), False
-        pages = max(1, -(-len(found.found) // ON_A_PAGE))
-        number = min(max(number, 1), pages)
-        part = found.found[(number - 1) * ON_A_PAGE : number * ON_A_PAGE]
+        part, turned = part_of(found.found, number)
         items = _items(connection, visitor, found, part)
     values = {
         "day": day,
@@ -171,8 +168,7 @@ def _line_page(request: Request, visitor: Visitor, day: str, line: int, number: 
         "items": items,
         "count": len(found.found),
         "explained": explained,
-        "number": number,
-        "pages": pages,
+        **turned,
         "hash": found.sha256,
         "claimable": _took(row),
         "legs": sorted(_own_legs(found)) if _took(row) else [],
@@ -203,12 +199,21 @@ def _items(connection: Connection, visitor: Visitor, found: Trace, part: Iterabl
                 "what": visitor.words.get(f"found_{one.what}", one.what),
                 "key": _pseudonym(found, one.key) if one.what == "part" else one.key,
                 "amount": one.amount,
-                "detail": RIDER.sub("rider", one.detail),
+                "detail": _masked(visitor, one.detail, own if found.row["section"] != "borne" else None),
                 "taps": [(tap, signed.get(tap)) for tap in mine],
                 "others": len(one.taps) - len(mine),
             }
         )
     return items
+
+
+def _masked(visitor: Visitor, detail: str, own: set[str] | None) -> str:
+    """What is said of an item, without riders' accounts and without taps of others' devices; `own` None: all may be seen."""
+
+    def tap(found: re.Match[str]) -> str:
+        return found[0] if own is None or found[1] in own else visitor.words["tap_of_others"]
+
+    return TAP.sub(tap, RIDER.sub("rider", detail))
 
 
 def _pseudonym(found: Trace, traveller_id: str) -> str:

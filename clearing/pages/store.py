@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import msgspec
 from sqlalchemy import Connection, func, select
 
+from clearing.agreements import LEG_KINDS
 from clearing.store import statements
 from fare_engine.ledger import Code
 from fare_engine.ledger import net as net_account
@@ -21,7 +22,7 @@ class LateLine(msgspec.Struct, frozen=True):
     leg_id: str
     booked_for: str
     amount: int
-    """Of riders and of others, in minor units."""
+    """Of riders and of others, in minor units; caps are shared, and no part of it."""
     reversed: bool
     """Whether all that moved was taken back."""
 
@@ -61,7 +62,7 @@ def late_lines(connection: Connection, operator_id: str, accounting_date: str) -
     these = (lines.c.accounting_date == accounting_date) & (lines.c.service_date < accounting_date)
     rows = connection.execute(
         select(*columns, func.sum(lines.c.amount + lines.c.funded), func.min(lines.c.generation % 2))
-        .where(these, lines.c.operator_id == operator_id, lines.c.kind.not_in(("hold", "sale")))
+        .where(these, lines.c.operator_id == operator_id, lines.c.kind.in_(LEG_KINDS))
         .group_by(*columns)
         .order_by(*columns)
     )

@@ -5,9 +5,9 @@ somebody else's is not found."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Path, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
@@ -22,6 +22,8 @@ from fare_engine.store.database import Database
 
 templates = environment(HERE.parents[1] / "clearing" / "templates")
 HOME = "/operator"
+ON_A_PAGE = 20
+Item = TypeVar("Item")
 Day = Annotated[str, Path(pattern=r"^\d{4}-\d{2}-\d{2}$")]
 """A date in an address."""
 
@@ -72,8 +74,15 @@ def shown(request: Request, visitor: Visitor, template: str, values: Mapping[str
 
 
 def not_found(request: Request, visitor: Visitor) -> HTMLResponse:
-    """What there is not, or is somebody else's: nobody is told which."""
-    return shown(request, visitor, "operator_not_found.html", {}, 404)
+    """What there is not, or is somebody else's: nobody is told which, and nothing of what was asked for is repeated."""
+    return shown(request, visitor, "operator_not_found.html", {"path": HOME}, 404)
+
+
+def part_of(found: Sequence[Item], number: int) -> tuple[Sequence[Item], dict[str, int]]:
+    """The things on a page of a long list, with the page's number and how many there are."""
+    pages = max(1, -(-len(found) // ON_A_PAGE))
+    number = min(max(number, 1), pages)
+    return found[(number - 1) * ON_A_PAGE : number * ON_A_PAGE], {"number": number, "pages": pages}
 
 
 def attachment(name: str, media_type: str, content: bytes) -> Response:

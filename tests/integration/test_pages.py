@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Response, sync_playwright
 
+from clearing.commands import rules_of
+from clearing.disputes.claims import Claim
+from clearing.disputes.desk import open_dispute
 from fare_engine.commands import open_store
 from fare_engine.ids import RouteId
 from fare_engine.store.database import sqlite_url
@@ -338,7 +341,7 @@ def test_an_operator_sees_the_net_of_his_own_statement(page: Page, site: Site) -
     page.click(f"a[href='/operator/settlement/{DAY}']")
     assert dong(page.locator("#net").inner_text()) == expected["net"]
     figures = page.locator("details.rows > summary > .amount:last-child").all_inner_texts()
-    assert sum(dong(text) for text in figures if text.strip()) == expected["settled"], "every figure on the page adds up"
+    assert sum(dong(text) for text in figures if text.strip()) == expected["closing"], "every figure on the page adds up"
 
 
 def test_the_csv_is_what_was_published_byte_for_byte(page: Page, site: Site, context: BrowserContext) -> None:
@@ -420,6 +423,33 @@ def every_page(page: Page, site: Site) -> Iterator[str]:
     page.goto(f"/operator/settlement/{DAY}")
     page.locator("details.rows summary").first.click()
     yield "/operator/settlement"
+    for path in (f"settlement/{DAY}/line/1", "reconciliation", "disputes", "devices", "disputes/0000000000000000"):
+        page.goto(f"/operator/{path}")
+        yield f"/operator/{path}"
+    page.goto("/operator/devices")
+    page.locator("tbody a").first.click()
+    page.wait_for_load_state()
+    yield "/operator/devices, one"
+    page.goto("/operator/reconciliation")
+    page.locator("a[href^='/operator/payments']").first.click()
+    page.wait_for_load_state()
+    yield "/operator/payments"
+    page.goto(f"/operator/disputes/{disputed(site)}")
+    yield "/operator/disputes, one"
+
+
+def disputed(site: Site) -> str:
+    """A dispute of the operator's first row that gave it something."""
+    opened = open_store(site.data)
+    statement = (site.data / "statements" / DAY / f"{OPERATOR}.csv").read_text(encoding="utf-8")
+    given = [row for row in csv.DictReader(statement.splitlines()) if row["section"] == "legs" and int(row["amount"]) > 0]
+    claim = Claim(
+        claimant=OTHER, accounting_date=DAY, party_id=OPERATOR, line=int(given[0]["line"]), amount=1000, text="one of ours"
+    )
+    rules = rules_of(opened.tariff, opened.tariff_folder)
+    found = opened.database.transact(lambda connection: open_dispute(connection, rules, claim, 0))
+    opened.database.dispose()
+    return found.dispute_id
 
 
 def test_every_page_fits_a_phone(page: Page, site: Site) -> None:
