@@ -19,8 +19,8 @@ from clearing.bank import commands as bank_commands
 from clearing.collection import commands as collection_commands
 from clearing.collection import pages as collection_pages
 from clearing.collection.opening import open_collector
-from clearing.exports import commands as export_commands
 from clearing.disputes import commands as dispute_commands
+from clearing.exports import commands as export_commands
 from clearing.pages import disputes, operator, reconciliation, settlement
 from fare_engine import commands as fare_commands
 from fare_engine import device_commands, traveller_commands

@@ -22,8 +22,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from clearing import frozen, netting, pools, seals, share_store, statements, store
 from clearing.agreements import Agreements, Fee
 from clearing.bags import Pool
-from clearing.documents import harmless, pdf, xlsx
 from clearing.disputes.store import open_items
+from clearing.documents import harmless, pdf, xlsx
 from clearing.frozen import OpenItems
 from clearing.payments import Payment, payments_of
 from clearing.pools import PoolState, Shares

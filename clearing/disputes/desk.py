@@ -29,7 +29,7 @@ def open_dispute(connection: Connection, rules: Rules, claim: Claim, now: int, k
     parties = rules.tariff.network.parties
     if claim.claimant not in parties and claim.claimant not in (AUDITOR, CLEARING_HOUSE):
         raise NotFoundError(f"no party {claim.claimant!r}")
-    statements = store.lock_statements(connection, claim.accounting_date)
+    statements = store.statements_of(connection, claim.accounting_date, alone=True)
     held_before = store.find(connection, claims.dispute_id(claim))
     if held_before is not None:
         return held_before
@@ -53,6 +53,13 @@ def open_dispute(connection: Connection, rules: Rules, claim: Claim, now: int, k
     )
     store.add(connection, dispute, items, told)
     return dispute
+
+
+def can_be_claimed(connection: Connection, claim: Claim) -> bool:
+    """Whether anybody else was given what somebody would dispute."""
+    statements = store.statements_of(connection, claim.accounting_date)
+    rows = {party: holdings.read_rows(content) for party, content in statements.items()}
+    return bool(holdings.holdings(claim, rows, store.lines_of_legs(connection, claim.leg_ids, claim.accounting_date)))
 
 
 def decide(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from clearing.agreements import RIDERS
 from clearing.disputes.claims import Claim, Holding, LegLine
-from clearing.statements import harmless
+from clearing.documents import harmless
 from fare_engine.errors import NotFoundError
 
 Rows = Mapping[str, dict[int, dict[str, str]]]

@@ -221,12 +221,11 @@ def open_items(connection: Connection, accounting_date: str) -> Iterator[OpenIte
 # ---- what is disputed
 
 
-def lock_statements(connection: Connection, accounting_date: str) -> dict[str, bytes]:
-    """Every party's published statement of a date; nobody else disputes anything of the date meanwhile."""
+def statements_of(connection: Connection, accounting_date: str, *, alone: bool = False) -> dict[str, bytes]:
+    """Every party's published statement of a date; with `alone` nobody else disputes anything of the date meanwhile."""
     table = store.statements
-    rows = connection.execute(
-        select(table).where(table.c.accounting_date == accounting_date).order_by(table.c.name).with_for_update()
-    )
+    statement = select(table).where(table.c.accounting_date == accounting_date).order_by(table.c.name)
+    rows = connection.execute(statement.with_for_update() if alone else statement)
     return {row.name.removesuffix(".csv"): row.content for row in rows if row.content.startswith(b"line,section,")}
 
 

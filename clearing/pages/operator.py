@@ -13,6 +13,7 @@ from clearing import frozen, store
 from clearing.disputes import store as dispute_store
 from clearing.frozen import DevicePosition
 from clearing.pages import store as page_store
+from clearing.pages.reconciliation import waiting_lines
 from clearing.pages.visitors import HOME, not_found, shown, templates, visitor_of
 from fare_engine.pages.base import language_of, page
 from fare_engine.pages.words import WORDS
@@ -20,7 +21,7 @@ from fare_engine.service_day import DAY_MS
 from fare_engine.store import registry
 
 router = APIRouter(prefix=HOME)
-SHOWN_DATES = 30
+SHOWN_DATES = 31
 
 
 @router.get("", response_class=HTMLResponse)
@@ -33,19 +34,21 @@ def home(request: Request) -> Response:
     with visitor.database.read() as connection:
         days = [
             (day, totals(content))
-            for day in store.published_dates(connection)
+            for day in store.published_dates(connection)[:SHOWN_DATES]
             if (content := store.find_document(connection, day, f"{party}.csv")) is not None
         ]
         devices = _positions(connection, party)
+        unmatched = len(waiting_lines(connection, visitor))
         disputes = [one for one in dispute_store.list_disputes(connection, party) if one.state == "open"]
     month = days[0][0][:7] if days else ""
     values = {
-        "days": days[:SHOWN_DATES],
+        "days": days,
         "period": month,
         "of_period": sum(sums["net"] for day, sums in days if day[:7] == month),
         "silent": sum(device["silent"] for device in devices),
         "missing": sum(device["position"].missing for device in devices),
         "disputes": len(disputes),
+        "unmatched": unmatched,
     }
     return shown(request, visitor, "operator.html", values)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import date
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
@@ -13,15 +14,20 @@ from sqlalchemy import Connection
 
 from clearing import frozen
 from clearing import store as clearing_store
+from clearing.bank import store as bank_store
+from clearing.bank.accounts import FILE, load_accounts
+from clearing.bank.matching import OpenPayment
+from clearing.bank.store import WaitingLine
+from clearing.documents import harmless
 from clearing.pages import store
 from clearing.pages.store import LateLine
 from clearing.pages.visitors import HOME, Day, Visitor, attachment, not_found, shown, visitor_of
-from clearing.payments import Payment
-from clearing.statements import harmless, table_csv
+from clearing.statements import table_csv
 from fare_engine.service_day import DAY_MS, format_instant
 from fare_engine.store import registry
 
 router = APIRouter(prefix=HOME)
+SHOWN_DATES = 31
 LATE_COLUMNS = (
     "accounting_date",
     "service_date",
@@ -48,13 +54,15 @@ def reconciliation(request: Request) -> Response:
         items = [item for item in frozen.list_open(connection, days[0]) if item.party_id == party] if days else []
         late = [
             {"date": day, "count": len(found), "amount": sum(line.amount for line in found)}
-            for day in days
+            for day in days[:SHOWN_DATES]
             if (found := list(store.late_lines(connection, party, day)))
         ]
         listed = _payments(connection, party)
+        waiting = waiting_lines(connection, visitor)
         end = store.frozen_at(connection, days[0]) if days else 0
     values = {
         "payments": listed,
+        "waiting": [{"line": one.line, "reason": one.reason, "days": _days(one.line.booked_on, days[0])} for one in waiting],
         "late": late,
         "items": [{"item": item, "days": max(0, (end - item.since) // DAY_MS)} for item in items],
         "day": days[0] if days else None,
@@ -102,25 +110,39 @@ def late_of_day(request: Request, day: Day) -> Response:
 
 
 def _payments(connection: Connection, party: str) -> list[dict[str, Any]]:
-    """A party's payments, the newest first, each with what the bank has paid of it: the oldest are paid first."""
-    days = sorted(clearing_store.published_dates(connection))
-    own = [one for day in days for one in clearing_store.list_payments(connection, day) if one.party_id == party]
-    paid_out, paid_in = store.paid(connection, party)
-    left = {True: paid_out, False: paid_in}
-    found = []
-    for one in own:
-        done = min(abs(one.amount), left[one.amount > 0])
-        left[one.amount > 0] -= done
-        found.append({"payment": one, "paid": done, "state": _state(one, done), "days": _days(one.accounting_date, days[-1])})
-    return found[::-1]
+    """A party's payments, the newest first, each with what the bank has moved of it."""
+    last = next(iter(clearing_store.published_dates(connection)), "")
+    own = [one for one in bank_store.list_payments(connection) if one.payment.party_id == party]
+    return [
+        {
+            "payment": one.payment,
+            "paid": one.moved,
+            "state": _state(one),
+            "days": _days(one.payment.accounting_date, last),
+            "lines": store.moved_by(connection, one.payment.payment_id),
+        }
+        for one in reversed(own)
+    ]
 
 
-def _state(found: Payment, done: int) -> str:
-    if done == abs(found.amount):
+def _state(found: OpenPayment) -> str:
+    if found.is_paid:
         return "paid"
-    if done:
+    if found.moved:
         return "partly"
-    return "waiting" if found.amount > 0 else "due"
+    return "waiting" if found.payment.amount > 0 else "due"
+
+
+def waiting_lines(connection: Connection, visitor: Visitor) -> list[WaitingLine]:
+    """The bank's lines from or to a visitor's own account that are no payment yet; none in a city without accounts."""
+    folder: FilePath = visitor.service.settings.tariff
+    file = next((one / FILE for one in (folder, folder.parent) if (one / FILE).exists()), None)
+    if file is None:
+        return []
+    tariff = visitor.names.tariff
+    account = load_accounts(file, tariff.network.parties, tariff.currency).parties.get(visitor.operator_id)
+    found = bank_store.list_waiting(connection) if account is not None else []
+    return [one for one in found if account is not None and one.line.other_account == account.number]
 
 
 def _days(first: str, last: str) -> int:

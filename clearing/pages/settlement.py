@@ -161,6 +161,8 @@ def _line_page(request: Request, visitor: Visitor, day: str, line: int, number: 
             found, explained = Trace(day, visitor.operator_id, row, [], 0, digest(content)), False
         part, turned = part_of(found.found, number)
         items = _items(connection, visitor, found, part)
+        own = Claim(claimant=visitor.operator_id, accounting_date=day, party_id=visitor.operator_id, line=line)
+        claimable = _took(row) if _took(row) and desk.can_be_claimed(connection, own) else 0
     values = {
         "day": day,
         "title": _title(day),
@@ -170,8 +172,8 @@ def _line_page(request: Request, visitor: Visitor, day: str, line: int, number: 
         "explained": explained,
         **turned,
         "hash": found.sha256,
-        "claimable": _took(row),
-        "legs": sorted(_own_legs(found)) if _took(row) else [],
+        "claimable": claimable,
+        "legs": sorted(_own_legs(found)) if claimable else [],
         "error": visitor.words.get(f"error_{error}", visitor.words["error_above_row"]) if error else None,
     }
     return shown(request, visitor, "trace.html", values, 409 if error else 200)

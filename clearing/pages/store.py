@@ -8,10 +8,9 @@ import msgspec
 from sqlalchemy import Connection, func, select
 
 from clearing.agreements import LEG_KINDS
+from clearing.bank.store import bank_lines, bank_matches
 from clearing.store import statements
-from fare_engine.ledger import Code
-from fare_engine.ledger import net as net_account
-from fare_engine.store.schema import batches, closes, legs, lines, postings, quarantine
+from fare_engine.store.schema import batches, closes, legs, lines, quarantine
 
 
 class LateLine(msgspec.Struct, frozen=True):
@@ -46,14 +45,13 @@ def closed_at(connection: Connection, service_date: str) -> int | None:
     return found
 
 
-def paid(connection: Connection, party_id: str) -> tuple[int, int]:
-    """What banks have paid out to a party, and what it has paid in, since the books began."""
-    account = net_account(party_id)
-    sums = []
-    for column in (postings.c.debit, postings.c.credit):
-        of_bank = (column == account) & (postings.c.code == Code.PAID.value)
-        sums.append(int(connection.execute(select(func.coalesce(func.sum(postings.c.amount), 0)).where(of_bank)).scalar_one()))
-    return sums[0], sums[1]
+def moved_by(connection: Connection, payment_id: str) -> list[tuple[str, int, str]]:
+    """(booked on, amount, line) of the bank's lines that are a payment; positive was paid out."""
+    joined = select(bank_lines.c.booked_on, bank_matches.c.amount, bank_matches.c.line_id).join(
+        bank_lines, bank_lines.c.line_id == bank_matches.c.line_id
+    )
+    these = joined.where(bank_matches.c.payment_id == payment_id).order_by(bank_lines.c.booked_on, bank_matches.c.line_id)
+    return [(row[0], int(row[1]), row[2]) for row in connection.execute(these)]
 
 
 def late_lines(connection: Connection, operator_id: str, accounting_date: str) -> Iterator[LateLine]:

@@ -11,23 +11,35 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import Connection
 from starlette.testclient import TestClient
 
 from clearing import store
+from clearing.bank import booking
 from clearing.pages import disputes, operator, reconciliation, settlement
 from clearing.pages.words import WORDS
 from clearing.statements import SECTIONS, digest
-from fare_engine import ledger
 from fare_engine.service.app import create_app, open_service
 from fare_engine.settings import Settings
-from fare_engine.store import books, registry
+from fare_engine.store import registry
 from fare_engine.tap_format import Decision
 from tests.builders import SERVER_KEY, row
+from tests.camt import ACCOUNTS, camt, entry
 from tests.disputing import A_DAY, JOINT, NOW, TUESDAY, WEDNESDAY, DisputingTown, disputing
 
 CAP = row("caps", rule_id="day", period="service_day", amount=12_000, bearer="operators")
 MORE = A_DAY + "\n18:00 board 10 card=ben\n18:30 board 11 card=ben\n19:00 board 10 card=nobody"
+PAYMENTS = f"""
+[payments]
+payments_version = "1"
+currency = "VND"
+[clearing_house]
+holder = "Clearing house"
+bank_bic = "{ACCOUNTS.own.bank_bic}"
+number = "{ACCOUNTS.own.number}"
+""" + "".join(
+    f'[[parties]]\nparty_id = "{party}"\nbank_bic = "{account.bank_bic}"\nnumber = "{account.number}"\n'
+    for party, account in ACCOUNTS.parties.items()
+)
 USERS = {"BUSCO": "busco", "COOP": "coop", "RAIL": "rail", "CITY": "city"}
 
 
@@ -52,6 +64,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     town.take(f"{TUESDAY} 10:00 board 10 card=ben", now=f"{WEDNESDAY} 09:00")
     town.take(f"{WEDNESDAY} 10:00 enter A card=ana\n10:20 leave B card=ana", decision=Decision.ADMITTED_ALONE)
     (town.data / "keys" / "server.key").write_bytes(SERVER_KEY)
+    (town.opened.tariff_folder / "payments.toml").write_text(PAYMENTS, encoding="utf-8")
     with town.database.write() as connection:
         for party, name in USERS.items():
             registry.add_user(connection, name, party, "password")
@@ -219,20 +232,24 @@ def test_payments_of_each_closed_date_with_their_state(site: Site) -> None:
     page = client.get("/operator/reconciliation").text
     assert re.findall(r"/operator/payments/(\w+)", page) == [one.payment_id for one in reversed(own)]
     assert page.count("waiting for the bank") == len(own) == 2
-    site.town.database.transact(lambda connection: pay(connection, own[0].amount + 1))
+    wrong = own[0].amount - 1
+    content = camt(
+        entry(-own[1].amount, text=own[1].payment_id, bank_ref="R1"),
+        entry(-wrong, text=own[0].payment_id, bank_ref="R2", account=ACCOUNTS.parties["RAIL"].number),
+        moved=-wrong - own[1].amount,
+    )
+    with site.town.database.write(alone=True) as connection:
+        booking.import_file(connection, content, ACCOUNTS, 0, NOW)
     page = client.get("/operator/reconciliation").text
-    assert ("paid by the bank" in page, "paid in part" in page) == (True, True)
+    assert (page.count("paid by the bank"), page.count("waiting for the bank")) == (1, 1)
+    assert re.search(rf'id="waiting">.*₫{wrong:,}<.*another amount', page, re.DOTALL)
+    assert re.search(r'id="unmatched"><a href="/operator/reconciliation">1<', client.get("/operator").text)
     one = text_of(client.get(f"/operator/payments/{own[1].payment_id}").text)
-    assert "paid in part" in one
-    assert "Paid ₫1 " in one
-
-
-def pay(connection: Connection, amount: int) -> None:
-    """The bank pays some of what RAIL is owed."""
-    entries = books.Booking(books.last_closed(connection))
-    posting = ledger.Posting(ledger.net("RAIL"), ledger.BANK, amount)
-    entries.add_posting("b" * 32, 0, ledger.Code.PAID, posting, "2026-03-05", "2026-03-05")
-    entries.write(connection)
+    assert "paid by the bank" in one
+    assert f"₫{own[1].amount:,}" in one.split("The bank's lines")[1]
+    rival = site.as_("BUSCO")
+    assert 'id="waiting"' not in rival.get("/operator/reconciliation").text
+    assert re.search(r'id="unmatched"><a href="/operator/reconciliation">0<', rival.get("/operator").text)
 
 
 def test_late_taps_are_one_file_with_device_time_fare_and_a_reason_each(site: Site) -> None:
@@ -308,9 +325,10 @@ def test_a_bearer_disputes_a_row_of_its_own_and_both_sides_see_claim_evidence_an
 
 
 def test_an_own_row_that_took_nothing_has_no_form(site: Site) -> None:
-    client, line = site.as_("BUSCO"), site.town.line("BUSCO", "list_fare")
-    path = f"/operator/settlement/{TUESDAY}/line/{line}"
-    assert "<textarea" not in client.get(path).text
+    client = site.as_("BUSCO")
+    for what in ("cap", "list_fare"):  # what the cap took, it gave to riders
+        path = f"/operator/settlement/{TUESDAY}/line/{site.town.line('BUSCO', what)}"
+        assert "<textarea" not in client.get(path).text
     heard = client.post(f"{path}/dispute", data={"text": "more"})
     assert (heard.status_code, WORDS["error_nothing_held"][1] in heard.text) == (409, True)
 
