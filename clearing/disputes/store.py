@@ -224,7 +224,8 @@ def open_items(connection: Connection, accounting_date: str) -> Iterator[OpenIte
 def statements_of(connection: Connection, accounting_date: str, *, alone: bool = False) -> dict[str, bytes]:
     """Every party's published statement of a date; with `alone` nobody else disputes anything of the date meanwhile."""
     table = store.statements
-    statement = select(table).where(table.c.accounting_date == accounting_date).order_by(table.c.name)
+    these = (table.c.accounting_date == accounting_date) & table.c.name.like("%.csv")
+    statement = select(table).where(these).order_by(table.c.name)
     rows = connection.execute(statement.with_for_update() if alone else statement)
     return {row.name.removesuffix(".csv"): row.content for row in rows if row.content.startswith(b"line,section,")}
 
