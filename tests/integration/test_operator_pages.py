@@ -324,6 +324,19 @@ def test_a_bearer_disputes_a_row_of_its_own_and_both_sides_see_claim_evidence_an
     site.town.assert_sound()
 
 
+def test_a_bearer_disputes_single_legs_that_it_pays_for(site: Site) -> None:
+    client = site.as_("CITY")
+    rows = [r for r in site.town.statement("CITY") if r["section"] == "borne" and r["network_id"] == "metro"]
+    path = f"/operator/settlement/{TUESDAY}/line/{rows[0]['line']}"
+    legs = re.findall(r'name="leg" value="([^"]+)"', client.get(path).text)
+    assert legs == site.town.legs("RAIL")[:1]
+    heard = client.post(f"{path}/dispute", data={"text": "not this one", "leg": legs})
+    assert heard.status_code == 200
+    assert re.search(r'id="held">₫2,000<', heard.text)
+    assert f"<code>{legs[0]}</code>" in heard.text
+    site.town.assert_sound()
+
+
 def test_an_own_row_that_took_nothing_has_no_form(site: Site) -> None:
     client = site.as_("BUSCO")
     for what in ("cap", "list_fare"):  # what the cap took, it gave to riders
