@@ -28,6 +28,9 @@ from clearing.frozen import OpenItems
 from clearing.payments import Payment, payments_of
 from clearing.pools import PoolState, Shares
 from clearing.printing import Printer
+from clearing.scan import Scan, scan
+from clearing.scan import movements as movements_under
+from clearing.seals import Begun
 from clearing.share_store import RideRow
 from clearing.sharing import CapScopes, Sharing, share
 from clearing.statements import Books
@@ -35,7 +38,6 @@ from clearing.store import Moved, PoolRow
 from fare_engine import ledger
 from fare_engine.errors import BooksError, CloseError, MottheError
 from fare_engine.ledger import Code
-from fare_engine.merkle import Builder
 from fare_engine.money import part_of
 from fare_engine.service_day import format_instant
 from fare_engine.store import books
@@ -150,7 +152,7 @@ def compute(
     connection: Connection,
     rules: Rules,
     date: str,
-    begun: Callable[[], Builder],
+    begun: Callable[[], Begun],
     despite: str = "",
     step: Step = lambda _: None,
 ) -> Computed:
@@ -161,9 +163,9 @@ def compute(
     if not despite:
         frozen.check_open(items, taps, agreements.most_open)
     step(f"pools {date}")
-    rows = store.pool_rows(connection, date)
-    movements = store.movements(connection, date)
-    found = _shared(connection, rows, movements, rules, date)
+    scanned = scan(connection, date)
+    rows, movements = scanned.rows, movements_under(connection, date)
+    found = _shared(connection, scanned, movements, rules, date)
     step(f"net {date}")
     balances = _balances(movements, found.entries)
     found.net = netting.positions(balances)
@@ -173,9 +175,12 @@ def compute(
     found.balances = _closing(opening, _balances(movements, found.entries))
     step(f"prove {date}")
     proof = _proof(rows, found, movements, agreements, date)
-    _prove(connection, proof, movements, found.entries, date)
+    _prove(proof, movements, found.entries, date)
     step(f"seal {date}")
-    found.seal, found.tree_size = seals.seal_new(connection, date, begun(), found.entries)
+    sealed = begun()
+    if sealed.repeated:
+        raise BooksError(f"booked twice under {date}: {sealed.repeated}")
+    found.seal, found.tree_size = seals.seal_new(connection, date, sealed.builder, found.entries)
     step(f"statements {date}")
     facts = Books(
         date,
@@ -189,17 +194,17 @@ def compute(
         items,
     )
     proof |= {"seal": found.seal, "tree_size": found.tree_size, "taps": taps, "despite": despite}
-    found.documents = _documents(connection, facts, found, rules, proof)
+    found.documents = _documents(connection, facts, found, rules, proof, scanned.rides)
     return found
 
 
 # ---- pools
 
 
-def _shared(connection: Connection, rows: list[PoolRow], movements: Movements, rules: Rules, date: str) -> Computed:
+def _shared(connection: Connection, scanned: Scan, movements: Movements, rules: Rules, date: str) -> Computed:
     """Who gets what of a frozen date's money: each pool is rounded, and moved from the fares accounts to the parties."""
     before = store.date_before(connection, date)
-    sharing = share(connection, rows, rules.agreements, rules.caps, date, before)
+    sharing = share(connection, scanned, rules.agreements, rules.caps, date, before)
     found = Computed(sharing, {}, {}, books.Booking(None))
     _settle(connection, sharing.changes, date, found, Code.SETTLED)
     held = {
@@ -207,7 +212,7 @@ def _shared(connection: Connection, rows: list[PoolRow], movements: Movements, r
         for account, amount in _by_account(movements).items()
         if account.startswith("collector:")
     }
-    fees = fees_of(rules.agreements, date, rows, sharing.rides, held, found.settled)
+    fees = fees_of(rules.agreements, date, scanned.rows, scanned.rides, held, found.settled)
     sharing.changes.update(fees)
     _settle(connection, fees, date, found, Code.COMMISSION)
     return found
@@ -336,11 +341,8 @@ def _proof(
     }
 
 
-def _prove(connection: Connection, proof: dict[str, object], movements: Movements, entries: books.Booking, date: str) -> None:
-    """Money in equals money out and nothing is booked twice, or nothing is published."""
-    repeated = store.repeated_transactions(connection, date)
-    if repeated:
-        raise BooksError(f"booked twice under {date}: {repeated[:5]}")
+def _prove(proof: dict[str, object], movements: Movements, entries: books.Booking, date: str) -> None:
+    """Money in equals money out, or nothing is published."""
     words = ("fares:", *(f"{word}:" for word in netting.PARTIES))
     balances = _balances(movements, entries)
     not_zero = {account: amount for account, amount in balances.items() if amount and account.startswith(words)}
@@ -360,7 +362,9 @@ def _prove(connection: Connection, proof: dict[str, object], movements: Movement
 # ---- documents
 
 
-def _documents(connection: Connection, facts: Books, found: Computed, rules: Rules, proof: dict[str, object]) -> dict[str, bytes]:
+def _documents(
+    connection: Connection, facts: Books, found: Computed, rules: Rules, proof: dict[str, object], rides: list[RideRow]
+) -> dict[str, bytes]:
     made = statements.compose(facts, rules.agreements)
     printer = Printer(rules.tariff)
     documents = {}
@@ -373,7 +377,7 @@ def _documents(connection: Connection, facts: Books, found: Computed, rules: Rul
     for operator_id, content in _device_documents(connection, facts.accounting_date, facts.zone).items():
         documents[f"{operator_id}.devices.csv"] = content
     documents["open-items.csv"] = _open_items_document(facts.open_items)
-    documents["ridership.csv"] = _ridership_document(found.sharing.rides)
+    documents["ridership.csv"] = _ridership_document(rides)
     documents["positions.csv"] = statements.positions_csv(found.net, made)
     documents["payments.csv"] = statements.table_csv(
         ("payment_id", "party_id", "amount"), ((one.payment_id, one.party_id, one.amount) for one in found.payments)
@@ -436,8 +440,8 @@ def check_shares(connection: Connection, rules: Rules) -> list[Finding]:
 
 def check_date(connection: Connection, rules: Rules, on: str, long_travellers: set[tuple[str, str]]) -> Iterator[Finding]:
     """The same for one date; adds the travellers of whom more is shared at the end of a week or month."""
-    rows, movements = store.pool_rows(connection, on), store.movements(connection, on)
-    computed = _shared(connection, rows, movements, rules, on)
+    movements = movements_under(connection, on)
+    computed = _shared(connection, scan(connection, on), movements, rules, on)
     long_travellers |= computed.sharing.long_travellers
     yield from _check_frozen(connection, rules, on)
     for use in sorted(set(computed.sharing.used) ^ share_store.uses_under(connection, on)):

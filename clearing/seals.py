@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
@@ -28,9 +29,12 @@ from fare_engine.store.books import Booking
 from fare_engine.store.database import Database
 from fare_engine.store.hashes import HASHERS
 from fare_engine.store.receipts import StoredBatch
+from fare_engine.store.schema import postings
 from fare_engine.store.verify import Finding
 from fare_engine.tap_format import open_message
 
+SHOWN = 5
+"""So many transactions that stand twice are named."""
 ALWAYS = ("open-items.csv", "payments.csv", "positions.csv", "proof.json", "ridership.csv")
 """Documents that every published date has."""
 TABLES = {
@@ -62,18 +66,31 @@ def seal_new(connection: Connection, date: str, begun: Builder, entries: Booking
     return _finished(connection, date, begun)
 
 
-def begin(connection: Connection, date: str) -> Builder:
+class Begun(msgspec.Struct):
+    """The tree of what a close finds of a date, and ids of transactions that stand twice."""
+
+    builder: Builder
+    repeated: list[str]
+
+
+def begin(connection: Connection, date: str) -> Begun:
     """What a close finds of a date, by the hashes that its rows were written with."""
     builder = Builder()
+    repeated: list[str] = []
     if None in (hashes := list(store.written_batch_hashes(connection, date))):
         hashes = [batch.leaf for batch in store.sealed_batches(connection, date)]
     _add_all(builder, hashes)  # type: ignore[arg-type]  # none of them is None
     for sealed in store.sealed_before_the_close(connection, date):
-        _add_all(builder, store.written_hashes(connection, sealed))
-    return builder
+        before = ""
+        for place, found in store.written_hashes(connection, sealed):
+            builder.add(found)
+            if place == before and sealed.table is not postings and len(repeated) < SHOWN:
+                repeated.append(place)
+            before = place
+    return Begun(builder, repeated)
 
 
-def begin_apart(database: Database, date: str) -> Callable[[], Builder]:
+def begin_apart(database: Database, date: str) -> Callable[[], Begun]:
     """`begin` in a process of its own, for it takes as long as all the rest. Gives what waits for it.
 
     The process is told the rest by its standard input, and ends by itself, whatever becomes of this one."""
@@ -84,14 +101,14 @@ def begin_apart(database: Database, date: str) -> Callable[[], Builder]:
     process.stdin.write(json.dumps(told).encode())
     process.stdin.close()
 
-    def wait() -> Builder:
+    def wait() -> Begun:
         assert process.stdout is not None
         with process.stdout:
             said = process.stdout.read()
         if process.wait() != 0:
             raise CloseError(f"the process that seals {date} ended with {process.returncode} before it was done")
         found = json.loads(said)
-        return Builder(found["size"], [bytes.fromhex(peak) for peak in found["peaks"]])
+        return Begun(Builder(found["size"], [bytes.fromhex(peak) for peak in found["peaks"]]), found["repeated"])
 
     return wait
 
@@ -101,8 +118,9 @@ def begin_in_process() -> None:
     told = json.load(sys.stdin)
     database = Database(told["url"], bytes.fromhex(told["at_rest_key"]))
     with database.read() as connection:
-        builder = begin(connection, told["date"])
-    json.dump({"size": builder.size, "peaks": [peak.hex() for peak in builder.peaks]}, sys.stdout)
+        begun = begin(connection, told["date"])
+    peaks = [peak.hex() for peak in begun.builder.peaks]
+    json.dump({"size": begun.builder.size, "peaks": peaks, "repeated": begun.repeated}, sys.stdout)
 
 
 def _finished(connection: Connection, date: str, builder: Builder) -> tuple[str, int]:

@@ -6,13 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from datetime import date, timedelta
-from itertools import groupby
 
 import msgspec
-from sqlalchemy import BigInteger, Column, ColumnElement, Connection, PrimaryKeyConstraint, String, Table, func, or_, select
+from sqlalchemy import BigInteger, Column, Connection, PrimaryKeyConstraint, String, Table, func, or_, select
 
 from clearing.agreements import ALL_KINDS, LEG_KINDS, Agreement
-from clearing.bags import BagLine, BagRide
 from fare_engine.booking import Record, decode
 from fare_engine.store.schema import legs, lines, metadata, travellers
 
@@ -38,7 +36,6 @@ long_periods = Table(  # whose money is shared anew when a week or month ends
 )
 
 PART = 1000
-_STREAM = {"yield_per": 5000}
 
 
 class DayUse(msgspec.Struct, frozen=True, order=True):
@@ -66,17 +63,9 @@ class RideRow(msgspec.Struct, frozen=True):
     metres: int
 
 
-def ride_rows(connection: Connection, accounting_date: str) -> list[RideRow]:
-    """The date's rides, summed by all that amounts for rides distinguish."""
-    return _ride_rows(connection, legs.c.accounting_date == accounting_date)
-
-
 def rides_of_service_date(connection: Connection, service_date: str, through: str) -> list[RideRow]:
-    """The same of a service date, as booked up to an accounting date."""
-    return _ride_rows(connection, legs.c.accounting_date.between(service_date, through) & (legs.c.service_date == service_date))
-
-
-def _ride_rows(connection: Connection, these: ColumnElement[bool]) -> list[RideRow]:
+    """A service date's rides as booked up to an accounting date, summed by all that amounts for rides distinguish."""
+    these = legs.c.accounting_date.between(service_date, through) & (legs.c.service_date == service_date)
     columns = (legs.c.operator_id, legs.c.network_id, legs.c.route_id, legs.c.rider_category, legs.c.service_date)
     sign = 1 - 2 * (legs.c.generation % 2)
     metres = func.coalesce(legs.c.distance_m, 0) * legs.c.persons
@@ -159,63 +148,16 @@ def travellers_of(connection: Connection, accounting_date: str, row: Agreement) 
     return {(name, on) for name, on in connection.execute(statement.distinct())}
 
 
-def shared_days(
-    connection: Connection, on: str, apart: Collection[str], *, with_rides: bool
-) -> Iterator[tuple[list[BagLine], dict[str, BagRide]]]:
-    """The lines (and rides) of each traveller who rode with several operators on a service date, as booked under that date;
-    those of `apart` are left out."""
-    this = (lines.c.accounting_date == on) & (lines.c.service_date == on) & lines.c.kind.in_((*LEG_KINDS, "cap"))
-    several = (
+def several(connection: Connection, date: str) -> set[str]:
+    """The travellers who rode with several operators on a service date, as booked under that date."""
+    this = (lines.c.accounting_date == date) & (lines.c.service_date == date) & lines.c.kind.in_((*LEG_KINDS, "cap"))
+    statement = (
         select(lines.c.traveller_id)
         .where(this, lines.c.operator_id.is_not(None))
         .group_by(lines.c.traveller_id)
         .having(func.min(lines.c.operator_id) != func.max(lines.c.operator_id))
     )
-    columns = (
-        lines.c.traveller_id,
-        lines.c.leg_id,
-        lines.c.kind,
-        lines.c.rule_id,
-        lines.c.bearer,
-        lines.c.operator_id,
-        lines.c.network_id,
-        lines.c.service_date,
-        lines.c.amount,
-        lines.c.funded,
-    )
-    statement = select(*columns).where(this, lines.c.traveller_id.in_(several)).order_by(lines.c.traveller_id)
-    rides = _rides_of(connection, on, several) if with_rides else iter(())
-    held = next(rides, None)
-    with connection.execute(statement, execution_options=_STREAM) as rows:
-        for name, moved in groupby(rows, key=_first):
-            while held is not None and held[0] < name:
-                held = next(rides, None)
-            own = held[1] if held is not None and held[0] == name else {}
-            if name not in apart:
-                yield [BagLine(*list(row)[1:]) for row in moved], own
-
-
-def _rides_of(connection: Connection, on: str, several: object) -> Iterator[tuple[str, dict[str, BagRide]]]:
-    columns = (legs.c.traveller_id, legs.c.leg_id, legs.c.generation, legs.c.journey, legs.c.persons, legs.c.distance_m)
-    this = (legs.c.accounting_date == on) & (legs.c.service_date == on)
-    statement = (
-        select(*columns)
-        .where(this, legs.c.traveller_id.in_(several))  # type: ignore[arg-type]  # a select of names
-        .order_by(legs.c.traveller_id, legs.c.leg_id, legs.c.generation)
-    )
-    with connection.execute(statement, execution_options=_STREAM) as rows:
-        for name, moved in groupby(rows, key=_first):
-            found: dict[str, BagRide] = {}
-            for _, leg_id, generation, journey, persons, distance_m in moved:
-                if generation % 2:
-                    found.pop(leg_id, None)
-                else:
-                    found[leg_id] = BagRide(journey, persons, distance_m)
-            yield name, found
-
-
-def _first(row: tuple[str, ...]) -> str:
-    return row[0]
+    return set(connection.execute(statement).scalars())
 
 
 def records(connection: Connection, names: Collection[str]) -> Iterator[Record]:

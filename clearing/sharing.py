@@ -17,6 +17,7 @@ from clearing import pools, share_store, store
 from clearing.agreements import LEG_KINDS, LONG, RIDERS, Agreement, Agreements, period_of, product_of
 from clearing.bags import BagLine, BagRide, Pool, alone, corrections
 from clearing.pools import Shares
+from clearing.scan import Scan, shared_days
 from clearing.share_store import DayUse, RideRow
 from clearing.store import PoolRow
 from fare_engine.booking import Record
@@ -36,22 +37,19 @@ class Sharing(msgspec.Struct):
     """What products released and paid under this date."""
     long_travellers: set[tuple[str, str]]
     """(last date of a week or month, traveller) whose money is shared anew when that period ends."""
-    rides: list[RideRow]
 
 
 def share(
-    connection: Connection, rows: Iterable[PoolRow], agreements: Agreements, caps: CapScopes, date: str, before: str | None
+    connection: Connection, scanned: Scan, agreements: Agreements, caps: CapScopes, date: str, before: str | None
 ) -> Sharing:
     """The movement of all exact shares at the close of `date`; `before` is the close before it."""
-    listed = list(rows)
     changes: dict[Pool, Shares] = defaultdict(dict)
-    add_own(changes, listed, agreements)
-    long_travellers = _add_corrections(changes, connection, agreements, caps, date, before)
-    rides = share_store.ride_rows(connection, date)
-    add_rides(changes, rides, agreements)
-    used = _uses(listed, date)
+    add_own(changes, scanned.rows, agreements)
+    long_travellers = _add_corrections(changes, connection, scanned, agreements, caps, date, before)
+    add_rides(changes, scanned.rides, agreements)
+    used = _uses(scanned.rows, date)
     _add_products(changes, connection, used, agreements, date, before)
-    return Sharing(dict(changes), used, long_travellers, rides)
+    return Sharing(dict(changes), used, long_travellers)
 
 
 def share_of_date(
@@ -71,7 +69,8 @@ def share_of_date(
         for row in weighing:
             if row.scope in LONG:
                 apart |= {name for name, _ in share_store.travellers_of(connection, service_date, row)}
-        days = share_store.shared_days(connection, service_date, apart, with_rides=needs_rides(weighing))
+        several = share_store.several(connection, service_date)
+        days = shared_days(connection, service_date, several - apart, with_rides=needs_rides(weighing))
         for lines, ridden in days:
             _add(changes, corrections(lines, ridden, agreements, caps, through, service_date))
         for record in share_store.records(connection, apart):
@@ -110,6 +109,7 @@ def add_own(changes: dict[Pool, Shares], rows: Iterable[PoolRow], agreements: Ag
 def _add_corrections(
     changes: dict[Pool, Shares],
     connection: Connection,
+    scanned: Scan,
     agreements: Agreements,
     caps: CapScopes,
     date: str,
@@ -119,12 +119,10 @@ def _add_corrections(
     weighing = [row for row in agreements.agreements if row.weighs and row.valid_from.isoformat() <= date]
     if not weighing:
         return set()
-    anew = share_store.moved_late(connection, date)
-    ending = share_store.long_travellers(connection, date)
-    anew |= ending
+    anew = scanned.late | share_store.long_travellers(connection, date)
     if any(row.scope == "journey" for row in weighing):
         anew |= share_store.journeys_begun_before(connection, date)
-    for lines, rides in share_store.shared_days(connection, date, anew, with_rides=needs_rides(weighing)):
+    for lines, rides in shared_days(connection, date, scanned.several - anew, with_rides=needs_rides(weighing)):
         _add(changes, corrections(lines, rides, agreements, caps, date))
     for record in share_store.records(connection, anew):
         now = bag_of(record, date)

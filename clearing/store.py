@@ -115,6 +115,24 @@ class PoolRow(msgspec.Struct, frozen=True):
     """Lines booked less lines reversed."""
 
 
+def rows_of(connection: Connection, statement: Select[Any]) -> Iterator[tuple[Any, ...]]:
+    """A statement's rows as plain tuples, as they come. SQLite's own cursor gives them in a third of the time."""
+    if connection.dialect.name != "sqlite":
+        with connection.execute(statement, execution_options=_STREAM) as found:
+            for row in found:
+                yield tuple(row)
+        return
+    compiled = statement.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
+    names = compiled.positiontup or []
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(str(compiled), tuple(compiled.params[name] for name in names))
+        while some := cursor.fetchmany(10_000):
+            yield from some
+    finally:
+        cursor.close()
+
+
 def open_dates(connection: Connection, through: str) -> list[str]:
     """Accounting dates up to `through` that have bookings and are not closed, oldest first."""
     closed = connection.execute(select(func.max(closes.c.accounting_date))).scalar_one()
@@ -160,18 +178,10 @@ def set_head(connection: Connection, accounting_date: str, head: str, tree_size:
     connection.execute(closes.update().where(this).values(head=head, tree_size=tree_size))
 
 
-def pool_rows(connection: Connection, accounting_date: str) -> list[PoolRow]:
-    """The date's movements, summed by all that a statement distinguishes."""
-    return _pool_rows(connection, lines.c.accounting_date == accounting_date)
-
-
 def rows_of_service_date(connection: Connection, service_date: str, through: str) -> list[PoolRow]:
-    """The same of everything that is for a service date, as it was booked up to an accounting date."""
-    booked = lines.c.accounting_date.between(service_date, through) & (lines.c.service_date == service_date)
-    return _pool_rows(connection, booked)
-
-
-def _pool_rows(connection: Connection, these: ColumnElement[bool]) -> list[PoolRow]:
+    """Everything that is for a service date, as it was booked up to an accounting date, summed by all that a statement
+    distinguishes."""
+    these = lines.c.accounting_date.between(service_date, through) & (lines.c.service_date == service_date)
     is_collector = lines.c.payer.like("collector:%")
     payer_kind = case((is_collector, "collector"), else_="rider")
     payer = case((is_collector, func.substr(lines.c.payer, 11)), else_="")
@@ -357,21 +367,6 @@ class Moved(msgspec.Struct):
     credits: int = 0
 
 
-def movements(connection: Connection, accounting_date: str) -> dict[tuple[str, str], Moved]:
-    """(account, code) → what moved under a date, without the postings of its own close. Riders' accounts are one: `rider`."""
-    found: dict[tuple[str, str], Moved] = {}
-    for side, column in (("debits", postings.c.debit), ("credits", postings.c.credit)):
-        account = case((column.like("rider:%"), "rider"), else_=column)
-        rows = connection.execute(
-            select(account, postings.c.code, func.sum(postings.c.amount))
-            .where(postings.c.accounting_date == accounting_date, postings.c.code.not_in(OF_THE_CLOSE))
-            .group_by(account, postings.c.code)
-        )
-        for name, code, amount in rows:
-            setattr(found.setdefault((name, code), Moved()), side, int(amount))
-    return found
-
-
 # ---- what a date's seal covers, each row as the hash of its content (clearing/seals.py)
 
 
@@ -488,19 +483,18 @@ def compared(connection: Connection, sealed: Sealed) -> Iterator[Compared]:
             yield Compared(name, values["row_hash"], hasher.of(values))
 
 
-def written_hashes(connection: Connection, sealed: Sealed) -> Iterator[bytes]:
-    """The hashes of some rows as they were written with them; of a row without one, from its columns. A row that was changed
-    since has another hash than its content: then neither the row nor the seal holds, and `motthe taps verify` names both."""
+def written_hashes(connection: Connection, sealed: Sealed) -> Iterator[tuple[str, bytes]]:
+    """Where some rows stand in their order, and their hashes as they were written with them; of a row without one, from its
+    columns. A row that was changed since has another hash than its content: then neither the row nor the seal holds, and
+    `motthe taps verify` names both."""
     table = sealed.table
     key = list(table.primary_key)
-    statement = select(table.c.row_hash, *key).where(*sealed.these).order_by(*sealed.order)
-    with connection.execute(statement, execution_options=_STREAM) as rows:
-        for found, *where in rows:
-            if found is None:
-                same = tuple(column == value for column, value in zip(key, where, strict=True))
-                yield from leaves(connection, Sealed(table, same, ()))
-            else:
-                yield found
+    statement = select(sealed.order[0], table.c.row_hash, *key).where(*sealed.these).order_by(*sealed.order)
+    for place, found, *where in rows_of(connection, statement):
+        if found is None:
+            same = tuple(column == value for column, value in zip(key, where, strict=True))
+            found = next(leaves(connection, Sealed(table, same, ())))
+        yield place, found
 
 
 def written_batch_hashes(connection: Connection, accounting_date: str) -> Iterator[bytes | None]:
@@ -536,17 +530,6 @@ def _sealed_before(table: Table, accounting_date: str) -> Select[Any]:
     """A date's rows with the columns that the first release had, but the number that the database gave them."""
     columns = [column for column in table.c if column.name not in ("row_number", "revision", "row_hash")]
     return select(*columns).where(table.c.accounting_date == accounting_date)
-
-
-def repeated_transactions(connection: Connection, accounting_date: str) -> list[str]:
-    """Transaction ids that stand on more than one line: there must be none."""
-    twice = (
-        select(lines.c.transaction_id)
-        .where(lines.c.accounting_date == accounting_date)
-        .group_by(lines.c.transaction_id)
-        .having(func.count() > 1)
-    )
-    return sorted(row.transaction_id for row in connection.execute(twice))
 
 
 class Seal(msgspec.Struct, frozen=True):

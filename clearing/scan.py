@@ -1,0 +1,162 @@
+"""One look at everything that is booked under an accounting date.
+
+A close asks several questions of the same millions of rows. They are read once, and the questions are answered beside each
+other: it costs a fraction of what as many sorted groups cost in the database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, select
+
+from clearing.agreements import LEG_KINDS
+from clearing.bags import BagLine, BagRide
+from clearing.share_store import RideRow
+from clearing.store import OF_THE_CLOSE, Moved, PoolRow, rows_of
+from fare_engine.store.schema import legs, lines, postings
+
+SHARED_KINDS = frozenset((*LEG_KINDS, "cap"))
+_COLLECTOR = "collector:"
+
+
+class Scan(msgspec.Struct):
+    """What a date's lines and legs tell."""
+
+    rows: list[PoolRow]
+    """Sums by all that a statement distinguishes, in their order."""
+    rides: list[RideRow]
+    late: set[str]
+    """Travellers of whom something moved for an earlier service date."""
+    several: set[str]
+    """Travellers who rode with several operators on the date itself."""
+
+
+def scan(connection: Connection, date: str) -> Scan:
+    """Everything but the postings of an accounting date."""
+    found = Scan([], [], set(), set())
+    _scan_lines(connection, date, found)
+    _scan_legs(connection, date, found)
+    return found
+
+
+def _scan_lines(connection: Connection, date: str, found: Scan) -> None:
+    columns = (
+        lines.c.traveller_id,
+        lines.c.generation,
+        lines.c.amount,
+        lines.c.funded,
+        lines.c.payer,
+        lines.c.kind,
+        lines.c.rule_id,
+        lines.c.bearer,
+        lines.c.operator_id,
+        lines.c.network_id,
+        lines.c.service_date,
+    )
+    sums: dict[tuple[Any, ...], list[int]] = {}
+    first_operator: dict[str, str] = {}
+    late, several = found.late, found.several
+    statement = select(*columns).where(lines.c.accounting_date == date)
+    for traveller, generation, amount, funded, payer, *what in rows_of(connection, statement):
+        collector = payer[len(_COLLECTOR) :] if payer.startswith(_COLLECTOR) else None
+        key = (*what, collector)
+        sum_of = sums.get(key)
+        if sum_of is None:
+            sum_of = sums[key] = [0, 0, 0]
+        sum_of[0] += amount
+        sum_of[1] += funded
+        sum_of[2] += -1 if generation % 2 else 1
+        if what[5] != date:
+            late.add(traveller)
+        elif what[3] is not None and first_operator.setdefault(traveller, what[3]) != what[3] and what[0] in SHARED_KINDS:
+            several.add(traveller)
+    in_order = sorted(sums.items(), key=lambda item: tuple("" if part is None else part for part in item[0]))
+    found.rows += [
+        PoolRow(*(*key[:6], "rider" if key[6] is None else "collector", key[6] or "", *numbers)) for key, numbers in in_order
+    ]
+
+
+def _scan_legs(connection: Connection, date: str, found: Scan) -> None:
+    columns = (
+        legs.c.traveller_id,
+        legs.c.generation,
+        legs.c.persons,
+        legs.c.distance_m,
+        legs.c.operator_id,
+        legs.c.network_id,
+        legs.c.route_id,
+        legs.c.rider_category,
+        legs.c.service_date,
+    )
+    sums: dict[tuple[Any, ...], list[int]] = {}
+    statement = select(*columns).where(legs.c.accounting_date == date)
+    for traveller, generation, persons, metres, *what in rows_of(connection, statement):
+        sign = -1 if generation % 2 else 1
+        sum_of = sums.setdefault(tuple(what), [0, 0, 0])
+        sum_of[0] += sign * persons
+        sum_of[1] += sign
+        sum_of[2] += sign * (metres or 0) * persons
+        if what[4] != date:
+            found.late.add(traveller)
+    in_order = sorted(sums.items(), key=lambda item: tuple("" if part is None else part for part in item[0]))
+    found.rides += [RideRow(*key, *numbers) for key, numbers in in_order]
+
+
+def shared_days(
+    connection: Connection, date: str, names: set[str], *, with_rides: bool
+) -> Iterator[tuple[list[BagLine], dict[str, BagRide]]]:
+    """The lines (and rides) of some travellers on a service date, as booked under that date, by traveller."""
+    columns = (
+        lines.c.traveller_id,
+        lines.c.leg_id,
+        lines.c.kind,
+        lines.c.rule_id,
+        lines.c.bearer,
+        lines.c.operator_id,
+        lines.c.network_id,
+        lines.c.service_date,
+        lines.c.amount,
+        lines.c.funded,
+    )
+    booked: dict[str, list[BagLine]] = {}
+    this = (lines.c.accounting_date == date) & (lines.c.service_date == date)
+    for traveller, *line in rows_of(connection, select(*columns).where(this)):
+        if traveller in names and line[1] in SHARED_KINDS:
+            booked.setdefault(traveller, []).append(BagLine(*line))
+    rides = _rides(connection, date, names) if with_rides else {}
+    for traveller in sorted(booked):
+        yield booked[traveller], rides.get(traveller, {})
+
+
+def _rides(connection: Connection, date: str, names: set[str]) -> dict[str, dict[str, BagRide]]:
+    columns = (legs.c.traveller_id, legs.c.leg_id, legs.c.generation, legs.c.journey, legs.c.persons, legs.c.distance_m)
+    this = (legs.c.accounting_date == date) & (legs.c.service_date == date)
+    latest: dict[str, dict[str, tuple[int, BagRide]]] = {}
+    for traveller, leg_id, generation, *ride in rows_of(connection, select(*columns).where(this)):
+        if traveller in names:
+            own = latest.setdefault(traveller, {})
+            if leg_id not in own or own[leg_id][0] < generation:
+                own[leg_id] = (generation, BagRide(*ride))
+    return {
+        traveller: {leg_id: ride for leg_id, (generation, ride) in own.items() if generation % 2 == 0}
+        for traveller, own in latest.items()
+    }
+
+
+def movements(connection: Connection, accounting_date: str) -> dict[tuple[str, str], Moved]:
+    """(account, code) → what moved under a date, without the postings of its own close. Riders' accounts are one: `rider`."""
+    found: dict[tuple[str, str], Moved] = {}
+    columns = (postings.c.debit, postings.c.credit, postings.c.code, postings.c.amount)
+    these = (postings.c.accounting_date == accounting_date) & postings.c.code.not_in(OF_THE_CLOSE)
+    for debit, credit, code, amount in rows_of(connection, select(*columns).where(these)):
+        debited = ("rider" if debit.startswith("rider:") else debit, code)
+        credited = ("rider" if credit.startswith("rider:") else credit, code)
+        if debited not in found:
+            found[debited] = Moved()
+        if credited not in found:
+            found[credited] = Moved()
+        found[debited].debits += amount
+        found[credited].credits += amount
+    return found
