@@ -19,6 +19,7 @@ from clearing import seals, store
 from clearing.agreements import Known, load_agreements
 from clearing.audit import AuditReport, audit_store
 from clearing.close import Closed, Rules, check_date, close_through
+from clearing.disputes.desk import hold_legs
 from clearing.what_if import compare
 from fare_engine.application import Application
 from fare_engine.commands import Opened, Store, open_store
@@ -123,6 +124,7 @@ def _party_name(tariff: CompiledTariff, party: str) -> str:
 @app.command()
 def audit(
     service_date: Annotated[str, typer.Argument(help="The service date up to whose end to audit, as 2026-03-02.")],
+    hold: Annotated[bool, typer.Option(help="Hold the money of published legs on which the auditor disagrees.")] = True,
     data: Store = None,
 ) -> None:
     """Price every recorded tap again from scratch, compare with the books, and check the seals of what is published.
@@ -147,6 +149,11 @@ def audit(
         f"AUDIT {service_date}: {report.taps:,} taps, {report.travellers:,} travellers, {report.legs:,} legs, "
         f"charged {format_amount(report.charged, opened.tariff.currency)}: {len(report.differences)} differences"
     )
+    if report.differences and hold:
+        rules = rules_of(opened.tariff, opened.tariff_folder)
+        held = opened.database.transact(lambda connection: hold_legs(connection, rules, report.differences, now()))
+        for dispute in held:
+            typer.echo(f"held until decided: {dispute.dispute_id}, {format_amount(dispute.amount, opened.tariff.currency)}")
     if report.differences or report.shared or changed:
         raise typer.Exit(1)
 

@@ -6,39 +6,13 @@ from itertools import groupby
 from typing import Final
 
 from clearing.documents import Column, Document, Section
+from clearing.pages.words import WORDS
 from clearing.statements import OPEN, SECTIONS, Row, Statement
-from fare_engine.pages.base import Names
+from fare_engine.pages.base import LANGUAGES, Names
 from fare_engine.tariff.compile import CompiledTariff
 
 LANGUAGE: Final = "vi"
 """Statements are printed in the city's language; pages show them in both."""
-WORDS = {
-    "traceable_until": "Truy được đến từng lượt chạm đến ngày",
-    "date": "Ngày",
-    "what": "Khoản",
-    "network": "Mạng lưới",
-    "section_opening": "Số dư đầu kỳ",
-    "section_rides": "Thanh toán theo lượt",
-    "section_subsidies": "Trợ giá",
-    "section_commissions": "Phí và hoa hồng",
-    "section_rounding": "Làm tròn",
-    "section_borne": "Phần chịu thay hành khách",
-    "section_collected": "Tiền đang giữ",
-    "section_waived": "Miễn thu",
-    "section_losses": "Nợ không thu được",
-    "section_fees": "Phí dịch vụ",
-    "section_disputes": "Khiếu nại",
-    "section_paid": "Đã thanh toán",
-    "section_missing": "Lượt chạm còn thiếu",
-    "total_opening": "Số dư đầu kỳ",
-    "total_settled": "Được chia",
-    "total_cash_held": "Tiền đang giữ",
-    "total_borne": "Khoản phải chịu",
-    "total_net": "Số ròng",
-    "total_paid": "Đã thanh toán",
-    "total_closing": "Số dư cuối kỳ",
-}
-"""Words of statements only; the others are those of the pages."""
 
 
 class Printer:
@@ -47,7 +21,7 @@ class Printer:
     def __init__(self, tariff: CompiledTariff) -> None:
         self._names = Names(tariff, LANGUAGE)
         self._tariff = tariff
-        self._words = self._names.words | WORDS
+        self._words = self._names.words | {key: pair[LANGUAGES.index(LANGUAGE)] for key, pair in WORDS.items()}
 
     def document(self, statement: Statement, sha256: str) -> Document:
         """The document of a statement whose CSV has this hash."""
@@ -92,7 +66,7 @@ class Printer:
         return (
             number,
             row.service_date,
-            self._words.get(f"kind_{row.what}", row.what),
+            self._words.get(f"what_{row.what}") or self._words.get(f"kind_{row.what}", row.what),
             self._tariff.network.networks.get(row.network_id, row.network_id),
             names.find_rule(row.rule_id) or row.rule_id,
             names.party(row.paid_by) if row.paid_by else "",
