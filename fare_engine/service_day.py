@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 MINUTE_MS = 60_000
 DAY_MS = 86_400_000
@@ -22,6 +22,15 @@ def _offset_ms(zone: str, quarter: int) -> int:
     offset = moment.utcoffset()
     assert offset is not None
     return int(offset.total_seconds() * 1000)
+
+
+def is_zone(name: str) -> bool:
+    """Whether the time zone database has it."""
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
 
 
 def local_ms(at: int, zone: str) -> int:

@@ -383,6 +383,10 @@ def head_makes_sense(version: Version, tariff: Tariff) -> Iterator[Fault]:
     hours, _, minutes = head.service_day_start.partition(":")
     if not (hours.isdigit() and minutes.isdigit() and int(hours) < 24 and int(minutes) < 60):
         yield Fault(f"{place}.service_day_start", head.service_day_start, "not a time HH:MM")
+    if not 0 <= head.minor_digits <= 4:
+        yield Fault(f"{place}.minor_digits", head.minor_digits, "no currency has so many: 0 to 4")
+    if not head.currency:
+        yield Fault(f"{place}.currency", head.currency, "is empty")
 
 
 def accounts_make_sense(version: Version, tariff: Tariff) -> Iterator[Fault]:

@@ -4,6 +4,7 @@ file, row and value; a tariff with a fault is not loaded at all."""
 from __future__ import annotations
 
 import csv
+import math
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from fare_engine.errors import Fault, TariffError
-from fare_engine.service_day import to_day
+from fare_engine.service_day import is_zone, to_day
 from fare_engine.tariff.model import (
     Calendar,
     FareLegRule,
@@ -35,6 +36,8 @@ from fare_engine.tariff.model import (
 NOT_YET = ("fare_attributes.txt", "fare_rules.txt", "fare_leg_join_rules.txt")
 """Fare tables that this release does not price by; a tariff with one is refused rather than priced without it."""
 _PARTY_COLUMNS = ("party_id", "name_vi", "name_en", "kind")
+LARGEST = 10**15
+"""No amount, distance or time of a tariff is as large: sums of such numbers fit into a database's 64 bits."""
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
 
@@ -68,8 +71,8 @@ class Table:
                         self.fault(len(self.rows) + 2, list(row.values()), "the row does not have as many cells as columns")
                         continue
                     self.rows.append({key: value.strip() for key, value in row.items()})
-        except (csv.Error, UnicodeDecodeError) as error:
-            self.faults.append(Fault(self.file, str(error), "not a CSV file in UTF-8"))
+        except (csv.Error, UnicodeDecodeError, OSError) as error:
+            self.faults.append(Fault(self.file, _reason(error), "not a CSV file in UTF-8"))
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
         return ((number, row) for number, row in enumerate(self.rows, start=2))
@@ -87,10 +90,27 @@ class Table:
         if text == "":
             return default
         try:
-            return int(text)
+            found = int(text)
         except ValueError:
             self.fault(row, text, f"{column} is not a whole number")
             return default
+        if abs(found) > LARGEST:
+            self.fault(row, text, f"{column} is larger than {LARGEST}")
+            return default
+        return found
+
+    def decimal(self, row: int, text: str, column: str) -> Decimal | None:
+        """A number of a cell; anything else is a fault, and so is what is no number to reckon with (NaN, 1e999)."""
+        try:
+            found = Decimal(text)
+        except InvalidOperation:
+            self.fault(row, text, f"{column} is not a number")
+            return None
+        problem = _impossible(found)
+        if problem:
+            self.fault(row, text, f"{column} {problem}")
+            return None
+        return found
 
     def unique(self, column: str) -> dict[str, int]:
         """The values of a key column with their rows; a value that stands twice is a fault."""
@@ -143,7 +163,7 @@ def _network(base: Path, faults: list[Fault]) -> Network:
     positions = [column for column in ("stop_lat", "stop_lon") if column not in stops.columns]
     if len(positions) == 1:
         faults.append(Fault(f"{stops.file} row 1", list(stops.columns), f"the column {positions[0]} is missing"))
-    routes = perhaps("routes.txt", "route_id", "agency_id", "route_short_name", "route_long_name", "route_type")
+    routes = perhaps("routes.txt", "route_id", "route_type")
     routes.unique("route_id")
     networks = table("networks.txt", "network_id", "network_name")
     networks.unique("network_id")
@@ -155,11 +175,16 @@ def _network(base: Path, faults: list[Fault]) -> Network:
     zones = sorted({row["agency_timezone"] for _, row in agencies})
     if len(zones) != 1 and agencies.rows:
         faults.append(Fault(agencies.file, zones, "all agencies must share one agency_timezone"))
+    for zone in zones:
+        if not is_zone(zone):
+            faults.append(Fault(agencies.file, zone, "agency_timezone is no time zone"))
     route_ids = {row["route_id"] for _, row in routes}
     stop_ids = {row["stop_id"] for _, row in stops}
     network_ids = {row["network_id"] for _, row in networks}
     for number, row in routes:
-        _refer(routes, number, row["agency_id"], "agency_id", parties)
+        if len(agencies.rows) == 1:  # GTFS routes.txt: with one agency it need not be said
+            row["agency_id"] = row.get("agency_id") or agencies.rows[0]["agency_id"]
+        _refer(routes, number, row.get("agency_id", ""), "agency_id", parties)
     for number, row in route_networks:
         _refer(route_networks, number, row["network_id"], "network_id", network_ids)
         _refer(route_networks, number, row["route_id"], "route_id", route_ids)
@@ -212,11 +237,10 @@ def _distances(table: Table, stop_ids: set[str]) -> dict[tuple[str, str], int]:
         start, end = row["from_stop_id"], row["to_stop_id"]
         _refer(table, number, start, "from_stop_id", stop_ids)
         _refer(table, number, end, "to_stop_id", stop_ids)
-        try:
-            metres = int((Decimal(row["km"]) * 1000).to_integral_value())
-        except InvalidOperation:
-            table.fault(number, row["km"], "km is not a number")
+        km = table.decimal(number, row["km"], "km")
+        if km is None:
             continue
+        metres = int((km * 1000).to_integral_value())
         if metres < 0:
             table.fault(number, row["km"], "km is below zero")
         found[start, end] = metres
@@ -251,15 +275,18 @@ def _stop(table: Table, number: int, row: dict[str, str]) -> Stop:
             lat, lon = float(row["stop_lat"]), float(row["stop_lon"])
         except ValueError:
             table.fault(number, (row["stop_lat"], row["stop_lon"]), "stop_lat and stop_lon are not a position")
+        else:
+            if not (math.fabs(lat) <= 90 and math.fabs(lon) <= 180):
+                table.fault(number, (row["stop_lat"], row["stop_lon"]), "stop_lat and stop_lon are not a position")
     return Stop(stop_id=row["stop_id"], name=row["stop_name"], lat=lat, lon=lon)
 
 
 def _route(table: Table, number: int, row: dict[str, str]) -> Route:
     return Route(
         route_id=row["route_id"],
-        short_name=row["route_short_name"],
-        long_name=row["route_long_name"],
-        agency_id=row["agency_id"],
+        short_name=row.get("route_short_name", ""),
+        long_name=row.get("route_long_name", ""),
+        agency_id=row.get("agency_id", ""),
         route_type=table.whole(number, row["route_type"], "route_type"),
     )
 
@@ -293,8 +320,15 @@ def _calendars(regular: Table, exceptions: Table) -> dict[str, Calendar]:
     added: dict[str, set[int]] = defaultdict(set)
     removed: dict[str, set[int]] = defaultdict(set)
     for number, row in exceptions:
+        if row["exception_type"] not in ("1", "2"):
+            exceptions.fault(number, row["exception_type"], "exception_type is neither 1 nor 2")
         target = added if row["exception_type"] == "1" else removed
         target[row["service_id"]].add(_gtfs_day(exceptions, number, row["date"]))
+    regular.unique("service_id")
+    for number, row in regular:
+        for day in WEEKDAYS:
+            if row[day] not in ("0", "1"):
+                regular.fault(number, row[day], f"{day} is neither 0 nor 1")
     rows = {row["service_id"]: (number, row) for number, row in regular}
     found = {}
     for service in sorted(rows.keys() | added.keys() | removed.keys()):
@@ -311,6 +345,8 @@ def _calendars(regular: Table, exceptions: Table) -> dict[str, Calendar]:
 
 def _gtfs_day(table: Table, number: int, text: str) -> int:
     try:
+        if len(text) != 8:
+            raise ValueError(text)
         return to_day(date(int(text[:4]), int(text[4:6]), int(text[6:8])))
     except ValueError:
         table.fault(number, text, "not a date YYYYMMDD")
@@ -388,8 +424,12 @@ def _tariff_toml(path: Path, base: Path, faults: list[Fault]) -> TariffFile | No
     place = str(path.relative_to(base))
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        faults.append(Fault(place, str(error), "not a TOML file"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError, InvalidOperation) as error:
+        faults.append(Fault(place, _reason(error), "not a TOML file"))
+        return None
+    impossible = [Fault(f"{place}: {where}", str(value), problem) for where, value, problem in _impossible_numbers(data, "")]
+    if impossible:
+        faults += impossible
         return None
     try:
         return msgspec.convert(data, TariffFile)
@@ -397,6 +437,35 @@ def _tariff_toml(path: Path, base: Path, faults: list[Fault]) -> TariffFile | No
         where, value = _toml_place(str(error), data)
         faults.append(Fault(f"{place}: {where}", value, str(error).split(" - at ")[0]))
         return None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, InvalidOperation):
+        return "a number with too large an exponent"
+    return str(error.strerror) if isinstance(error, OSError) else str(error)
+
+
+def _impossible(number: int | Decimal) -> str:
+    """Why a number is none that a tariff can say; empty: it is one."""
+    if isinstance(number, Decimal) and not number.is_finite():
+        return "is not a number"
+    size = Decimal(number).copy_abs()
+    if size and not 1 / Decimal(LARGEST) <= size <= LARGEST:
+        return f"is larger than {LARGEST}, or smaller than one part of it"
+    return ""
+
+
+def _impossible_numbers(value: object, where: str) -> Iterator[tuple[str, int | Decimal, str]]:
+    """The numbers of a TOML document that no tariff can say, with where they stand and why."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _impossible_numbers(inner, f"{where}.{key}" if where else key)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            label = inner.get("rule_id") or inner.get("product_id") if isinstance(inner, dict) else None
+            yield from _impossible_numbers(inner, f"{where}[{number}]{f' {label}' if isinstance(label, str) else ''}")
+    elif isinstance(value, int | Decimal) and (problem := _impossible(value)):
+        yield where, value, problem
 
 
 def _toml_place(message: str, data: object) -> tuple[str, object]:
@@ -434,11 +503,10 @@ def _product(table: Table, number: int, row: dict[str, str], parsed: TariffFile)
 
 def _minor_units(table: Table, number: int, text: str, digits: int) -> int:
     """An amount as GTFS writes it (2.75) in whole minor units (275)."""
-    try:
-        exact = Decimal(text).scaleb(digits)
-    except InvalidOperation:
-        table.fault(number, text, "amount is not a number")
+    found = table.decimal(number, text, "amount")
+    if found is None:
         return 0
+    exact = found.scaleb(digits)
     if exact != exact.to_integral_value():
         table.fault(number, text, f"amount has more than {digits} decimals" if digits else "amount is not a whole number")
         return 0

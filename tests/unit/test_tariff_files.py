@@ -10,7 +10,7 @@ import pytest
 from fare_engine.errors import TariffError
 from fare_engine.tariff.checks import RULES, check
 from fare_engine.tariff.compile import load_compiled
-from fare_engine.tariff.files import load
+from fare_engine.tariff.files import Table, load
 from tests.builders import HCMC, costs, little_tariff, priced, row, version, write_city
 
 BAD = Path(__file__).parent.parent / "bad_tariffs"
@@ -56,6 +56,35 @@ def test_all_faults_of_all_files_are_reported_together(tmp_path: Path) -> None:
     assert len(faults_of(folder)) == 3
     folder = write_city(folder, row("caps", rule_id="c", period="week", amount=0, networks=("tram",), bearer="STATE"))
     assert len(faults_of(folder)) == 3
+
+
+def test_a_time_zone_that_is_none_is_named(tmp_path: Path) -> None:
+    folder = write_city(tmp_path)
+    agencies = folder / "network" / "agency.txt"
+    agencies.write_text(agencies.read_text(encoding="utf-8").replace("Asia/Ho_Chi_Minh", "Mars/Phobos"), encoding="utf-8")
+    assert "network/agency.txt: agency_timezone is no time zone (found 'Mars/Phobos')" in faults_of(folder)
+
+
+@pytest.mark.parametrize("name", ["network/stops.txt", "now/tariff.toml"])
+def test_a_folder_where_a_file_belongs_is_named(tmp_path: Path, name: str) -> None:
+    folder = write_city(tmp_path)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    assert faults_of(folder)[0].startswith(f"{name}: not a")
+
+
+def test_routes_need_no_more_than_gtfs_asks_for(tmp_path: Path) -> None:
+    """GTFS: one of the two names is enough, and with one agency it need not be said."""
+    folder = write_city(tmp_path)
+    table = Table(folder / "network" / "routes.txt", folder, [])
+    lines = ["route_id,route_short_name,route_type", *(f"{row['route_id']},{row['route_id']},3" for _, row in table)]
+    (folder / "network" / "routes.txt").write_text("\n".join(lines), encoding="utf-8")
+    assert all(fault.endswith("agency_id names nothing that exists (found '')") for fault in faults_of(folder))
+    agencies = (folder / "network" / "agency.txt").read_text(encoding="utf-8").splitlines()
+    (folder / "network" / "agency.txt").write_text("\n".join(agencies[:2]), encoding="utf-8")
+    loaded = load(folder)
+    assert {route.agency_id for route in loaded.network.routes.values()} == {"RAIL"}
+    assert {route.long_name for route in loaded.network.routes.values()} == {""}
 
 
 def test_a_folder_without_a_tariff_is_named(tmp_path: Path) -> None:
