@@ -35,7 +35,12 @@ def one_ride(
         begins = datetime.fromisoformat(when)
     except ValueError:
         raise InputError([Fault("--at", when, "not an ISO time, as 2026-03-02T07:58")]) from None
-    ends = begins + timedelta(minutes=minutes)
+    if minutes < 0:
+        raise InputError([Fault("--minutes", minutes, "a ride does not end before it begins")])
+    try:
+        ends = begins + timedelta(minutes=minutes)
+    except OverflowError:
+        raise InputError([Fault("--at, --minutes", f"{when}, {minutes}", "not a time at which anybody rides")]) from None
     ride: dict[str, Any] = {"on": {"t": begins.isoformat(), "stop": start}, "off": {"t": ends.isoformat(), "stop": end}}
     said = {"mode": mode, "route": route, "operator": operator, "distance_km": km}
     return ride | {field: value for field, value in said.items() if value is not None}
@@ -47,6 +52,8 @@ def read_rides_file(text: str, name: str) -> list[dict[str, Any]]:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError([Fault(f"{name} line {error.lineno}", error.msg, "not JSON")]) from None
+    except RecursionError:
+        raise InputError([Fault(name, "[[[…", "nested too deeply")]) from None
     rides = data.get("rides") if isinstance(data, dict) else data
     if not isinstance(rides, list) or not all(isinstance(ride, dict) for ride in rides):
         raise InputError([Fault(name, type(rides).__name__, "must be a list of rides")])

@@ -61,6 +61,8 @@ def read_cases(text: str, name: str) -> list[dict[str, Any]]:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError([Fault(f"{name} line {error.lineno}", error.msg, "not JSON")]) from None
+    except RecursionError:
+        raise InputError([Fault(name, "[[[…", "nested too deeply")]) from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise InputError([Fault(f"{name}: format", found, f"must be {FORMAT}")])
@@ -72,9 +74,25 @@ def read_cases(text: str, name: str) -> list[dict[str, Any]]:
         place = f"{name}: cases[{number}]"
         needed = [field for field in ("id", "policy", "rides") if not isinstance(case, dict) or field not in case]
         faults += [Fault(place, field, "is missing") for field in needed]
+        if not needed:
+            faults += _misshapen(place, case)
     if faults:
         raise InputError(faults)
     return cases
+
+
+def _misshapen(place: str, case: dict[str, Any]) -> Iterator[Fault]:
+    """What keeps a case from being read: fields of another kind, and charges of rides that it does not have."""
+    kinds: tuple[tuple[str, type], ...] = (("rides", list), ("rider", dict), ("account", dict), ("expect", dict))
+    wrong = [field for field, kind in kinds if case.get(field) is not None and not isinstance(case[field], kind)]
+    yield from (Fault(f"{place} {field}", case[field], "is of another kind") for field in wrong)
+    if wrong:
+        return
+    rides = {str(ride.get("id", f"r{number}")) for number, ride in enumerate(case["rides"], 1) if isinstance(ride, dict)}
+    for charge in (case.get("expect") or {}).get("charges", ()):
+        ride = charge.get("ride") if isinstance(charge, dict) else charge
+        if ride not in rides:
+            yield Fault(f"{place} expect.charges", ride, "names no ride of the case")
 
 
 def run_cases(tariff: Tariff, cases: list[dict[str, Any]]) -> Iterator[Outcome]:
@@ -99,7 +117,7 @@ def _run(compiled: Callable[[str], CompiledTariff | None], case: dict[str, Any])
     tariff = compiled(policy)
     if tariff is None:
         raise MissingFactError(f"the policy {policy}")
-    ridden = read_rides(tariff, case["rides"], case.get("rider", {}), str(case.get("media", "")), case.get("account") or {})
+    ridden = read_rides(tariff, case["rides"], case.get("rider") or {}, str(case.get("media", "")), case.get("account") or {})
     priced = _Priced(tariff, case, ridden)
     charges = {ride: priced.charge(ride) for ride in priced.rides}
     lines = {ride: [line_out(line) for line in priced.lines[ride]] for ride in priced.rides}

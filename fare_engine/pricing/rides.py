@@ -6,7 +6,7 @@ not know, and without which the ride has no price, is named as a missing fact.""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -18,6 +18,7 @@ from fare_engine.errors import Fault, InputError, MissingFactError
 from fare_engine.facts import Fact, Given, Purchase, Tap
 from fare_engine.service_day import MINUTE_MS, to_instant
 from fare_engine.tariff.compile import CompiledTariff, CompiledVersion
+from fare_engine.tariff.files import LARGEST
 
 ACCOUNT_WORDS = frozenset(("products", "passes", "credit", "balance", "note", "notes"))
 """What of a rider's account is read, or changes no price."""
@@ -42,6 +43,11 @@ def read_rides(
     tariff: CompiledTariff, rides: Sequence[Mapping[str, Any]], rider: Mapping[str, Any], media: str, account: Mapping[str, Any]
 ) -> Ridden:
     """The facts of a rider's rides. MissingFactError names what the tariff does not know; InputError what is not a ride."""
+    faults = [*_misshapen("rider", rider, ()), *_misshapen("account", account, ())]
+    for number, ride in enumerate(rides, start=1):
+        faults += _misshapen_ride(number, ride)
+    if faults:
+        raise InputError(faults)
     reader = _Reader(tariff, rides, rider, media)
     unread = [name for name, value in account.items() if value and name not in ACCOUNT_WORDS]
     if unread:
@@ -176,6 +182,8 @@ class _Reader:
             moment = datetime.fromisoformat(str(text))
         except ValueError:
             raise InputError([Fault(field, text, "not an ISO time")]) from None
+        if not 1970 < moment.year < 9999:
+            raise InputError([Fault(field, text, "not a time at which anybody rides")])
         return to_instant(moment if moment.tzinfo is not None else moment.replace(tzinfo=ZoneInfo(self.tariff.zone)))
 
     def _stop(self, said: str | None) -> str | None:
@@ -253,23 +261,49 @@ def given_facts(ride: Mapping[str, Any], tap: Mapping[str, Any], *, whole: bool)
     areas += [name for name, value in tap.items() if value is True and name not in _TAP_WORDS]
     facts: dict[str, Any] = {"mode": ride.get("mode"), "areas": tuple(areas)}
     if tap.get("lat") is not None and tap.get("lon") is not None:
-        facts["position"] = (float(tap["lat"]), float(tap["lon"]))
+        facts["position"] = (_number("lat", tap["lat"]), _number("lon", tap["lon"]))
     if whole:
         facts |= {field: _metres(name, ride[name]) for name, field in _METRES.items() if ride.get(name) is not None}
         stops = next((ride[name] for name in _STOPS if ride.get(name) is not None), None)
-        facts["stops"] = int(stops) if stops is not None else None
+        facts["stops"] = int(_number("stops", stops)) if stops is not None else None
         single = ride.get("single_fare")
         if single is not None:
             amount = single.get("amount", single.get("at_least")) if isinstance(single, dict) else single
-            facts["list_fare"] = int(amount) if amount is not None else None
+            facts["list_fare"] = int(_number("single_fare", amount)) if amount is not None else None
     return Given(**facts)
 
 
 def _metres(field: str, value: object) -> int:
-    try:
-        metres = Decimal(str(value)) * 1000
-    except InvalidOperation:
-        raise InputError([Fault(field, value, "not a number of km")]) from None
+    metres = _number(field, value) * 1000
     if metres < 0:
         raise InputError([Fault(field, value, "below zero")])
     return int(metres.to_integral_value())
+
+
+def _number(field: str, value: object) -> Decimal:
+    """A number that money or distance can be."""
+    try:
+        found = Decimal(str(value))
+    except InvalidOperation:
+        raise InputError([Fault(field, value, "not a number")]) from None
+    if not found.is_finite() or abs(found) > LARGEST:
+        raise InputError([Fault(field, value, f"not a number up to {LARGEST}")])
+    return found
+
+
+def _misshapen_ride(number: int, ride: object) -> Iterator[Fault]:
+    """What keeps a ride from being read at all."""
+    yield from _misshapen(f"ride {number}", ride, ("mode", "route", "operator"))
+    if isinstance(ride, Mapping):
+        for end in ("on", "off"):
+            if ride.get(end) is not None:
+                yield from _misshapen(f"ride {number} {end}", ride[end], ("stop",))
+
+
+def _misshapen(place: str, value: object, texts: Sequence[str]) -> Iterator[Fault]:
+    if not isinstance(value, Mapping):
+        yield Fault(place, value, "is no object")
+        return
+    for field in texts:
+        if not isinstance(value.get(field), str | None):
+            yield Fault(f"{place} {field}", value[field], "is no text")

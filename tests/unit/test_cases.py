@@ -141,6 +141,14 @@ def test_json_gives_charges_and_lines(tmp_path: Path) -> None:
         ('{"format": "fare-cases/2", "cases": []}', "must be fare-cases/1"),
         ('{"format": "fare-cases/1", "cases": {}}', "must be a list"),
         ('{"format": "fare-cases/1", "cases": [{"id": "a", "policy": "b"}]}', "is missing"),
+        ('{"format": "fare-cases/1", "cases": [{"id": "a", "policy": "b", "rides": {}}]}', "rides: is of another kind"),
+        ('{"format": "fare-cases/1", "cases": [{"id": "a", "policy": "b", "rides": [], "rider": "x"}]}', "rider: is of another"),
+        (
+            '{"format": "fare-cases/1", "cases": [{"id": "a", "policy": "b", "rides": [],'
+            ' "expect": {"charges": [{"ride": "z"}]}}]}',
+            "cases.0. expect.charges: names no ride of the case .found 'z'.",
+        ),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_file_that_holds_no_cases_is_refused(text: str, problem: str) -> None:

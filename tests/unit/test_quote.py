@@ -120,3 +120,26 @@ def test_what_cannot_be_quoted_says_what_is_missing() -> None:
     assert "list of rides" in refused("hcmc", "--rides", "-", stdin="7")
     (ride,) = quoted("hcmc", "--from", "Atlantis", "--to", "Bến Thành", "--at", "2026-03-02T07:58", "--mode", "metro")
     assert (ride["charge"], ride["status"]) == (None, "unknown")
+
+
+@pytest.mark.parametrize(
+    ("ride", "place"),
+    [
+        ('[{"mode": "bus", "on": [1]}]', "ride 1 on: is no object"),
+        ('[{"mode": ["bus"], "on": {"t": "2026-03-02T08:00"}}]', "ride 1 mode: is no text"),
+        ('[{"mode": "bus", "on": {"t": "2026-03-02T08:00", "stop": 5}}]', "ride 1 on stop: is no text"),
+        ('[{"mode": "bus", "on": {"t": "2026-03-02T08:00", "lat": "x", "lon": 5}}]', "lat: not a number"),
+        ('[{"mode": "bus", "distance_km": NaN, "on": {"t": "2026-03-02T08:00"}}]', "distance_km: not a number up to"),
+        ('[{"mode": "bus", "distance_km": 1e400, "on": {"t": "2026-03-02T08:00"}}]', "distance_km: not a number up to"),
+        ('[{"mode": "bus", "single_fare": 1e30, "on": {"t": "2026-03-02T08:00"}}]', "single_fare: not a number up to"),
+        ('[{"mode": "bus", "on": {"t": "0001-01-01T00:00"}}]', "t: not a time at which anybody rides"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_rides_that_are_none_are_refused_with_place_and_value(ride: str, place: str) -> None:
+    assert place in refused("hcmc", "--rides", "-", stdin=ride)
+
+
+def test_a_ride_that_ends_before_it_begins_or_at_no_time_is_refused() -> None:
+    assert "--minutes: a ride does not end before it begins" in refused("hcmc", *METRO, "--minutes", "-5")
+    assert "--at, --minutes: not a time" in refused("hcmc", *METRO, "--minutes", "999999999999")
