@@ -113,7 +113,8 @@ class Names:
         route = self.tariff.network.routes.get(leg.route_id or "") or self._only_route(leg.from_stop_id or leg.to_stop_id)
         if route is None:
             return leg.network_id or "–"
-        mode = self.words[f"mode_{MODES.get(route.route_type, 'bus')}"]
+        known = MODES.get(route.route_type)
+        mode = self.words[f"mode_{known}"] if known else self.tariff.network.networks.get(leg.network_id or "", "–")
         return f"{mode} {route.short_name}" if route.route_type == 3 else route.long_name or mode
 
     def icon_of(self, leg: Leg) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fare_engine.facts import Tap
+from fare_engine.facts import Given, Tap
 from fare_engine.money import percent_of, rate_of, rounded_to
 from fare_engine.pricing import as_one, groups, joins, periods, products, rewards
 from fare_engine.pricing.lines import Leg, LegStatus, ended
@@ -120,10 +120,16 @@ def _leave_unknown(fold: Fold, leg: Leg, terms: Terms, price: NoPrice, *, joins_
     if price.missing:
         leg.reason = f"missing fact: {price.missing}"
     else:
-        leg.reason = f"no rule of {leg.version_id} gives a fare on {leg.network_id} from {leg.from_stop_id} to {leg.to_stop_id}"
+        start, end = _place(leg.from_stop_id, leg.given), _place(leg.to_stop_id, leg.exit_given)
+        leg.reason = f"no rule of {leg.version_id} gives a fare on {leg.network_id} from {start} to {end}"
     if joins_in and (terms.as_one or terms.transfers):
         as_one.follow_unpriced(fold, leg, terms)
     fold.state.last_leg_id = leg.leg_id
+
+
+def _place(stop_id: str | None, given: Given | None) -> str | None:
+    """A stop, or the areas that its tap named."""
+    return stop_id or ("/".join(given.areas) if given is not None else "") or None
 
 
 def _add_surcharges(fold: Fold, leg: Leg, terms: Terms) -> None:

@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 import motthe
 from fare_engine.pricing.why import REASONS, TABLES
+from fare_engine.quote import quote
 from fare_engine.tariff.compile import load_compiled
+from tests.builders import write_city
 
 TARIFFS = Path(__file__).parents[2] / "tariffs"
 METRO = ["--from", "Bến Thành", "--to", "Bến xe Suối Tiên", "--at", "2026-03-02T07:58", "--mode", "metro"]
@@ -143,3 +145,20 @@ def test_rides_that_are_none_are_refused_with_place_and_value(ride: str, place: 
 def test_a_ride_that_ends_before_it_begins_or_at_no_time_is_refused() -> None:
     assert "--minutes: a ride does not end before it begins" in refused("hcmc", *METRO, "--minutes", "-5")
     assert "--at, --minutes: not a time" in refused("hcmc", *METRO, "--minutes", "999999999999")
+
+
+def test_a_price_that_is_unknown_names_the_zones_that_were_said() -> None:
+    rides = [{"mode": "tube", "on": {"t": "2025-06-02T08:40", "zone": "1"}, "off": {"t": "2025-06-02T09:05", "zone": "3"}}]
+    (ride,) = quoted("london/2025", "--rides", "-", stdin=json.dumps(rides))
+    assert ride["reason"] == "no rule of 2025 gives a fare on tube from 1 to 3"
+
+
+def test_a_ride_on_a_mode_without_a_word_of_its_own_is_named_by_its_network(tmp_path: Path) -> None:
+    folder = write_city(tmp_path)
+    routes = folder / "network" / "routes.txt"
+    text = routes.read_text(encoding="utf-8")
+    (row,) = [line for line in text.splitlines() if line.startswith("10,")]
+    routes.write_text(text.replace(row, f"10,{row.split(',')[1]},10,,0"), encoding="utf-8")
+    tariff = load_compiled(folder, ())
+    (bus,) = quote(tariff, [{"route": "10", "on": {"t": "2026-03-03T08:00"}, "off": None}], {}, "", {}, why=False)
+    assert bus["lines"][0]["en"].endswith(tariff.network.networks["bus"])
