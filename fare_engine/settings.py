@@ -6,9 +6,11 @@ import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+import msgspec
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from fare_engine.store.database import sqlite_url
 
@@ -33,11 +35,21 @@ class Settings(BaseSettings):
     provider_url: str | None = None
     """The payment provider that riders' money is collected through; without it nobody is charged."""
     tariff: Path = Field(default_factory=default_tariff)
-    adopt: tuple[str, ...] = ()
+    adopt: Annotated[tuple[str, ...], NoDecode] = ()
     public_delay_minutes: int = 5
     """The public page shows counts up to this long ago."""
     demo: bool = False
     """Shows engineers' figures on the live page; never set where riders' taps are real."""
+
+    @field_validator("adopt", mode="before")
+    @classmethod
+    def _versions(cls, said: object) -> object:
+        """MOTTHE_ADOPT=a,b; a JSON list as well."""
+        if not isinstance(said, str):
+            return said
+        if said.startswith("["):
+            return msgspec.json.decode(said)
+        return tuple(version.strip() for version in said.split(",") if version.strip())
 
     @property
     def url(self) -> str:

@@ -427,3 +427,11 @@ def test_while_the_server_is_away_the_terminal_decides_and_each_tap_arrives_once
     balances = dict(rows(service.database, "select account_id, balance from accounts"))
     assert balances == {"anna": -2 * BUS_FARE, "binh": -2 * BUS_FARE, "chi": -BUS_FARE}
     check_books(service.database)
+
+
+@pytest.mark.parametrize(
+    ("said", "adopted"), [("2026", ("2026",)), ("2026, 2027", ("2026", "2027")), ('["2026"]', ("2026",)), ("", ())]
+)
+def test_versions_are_adopted_by_the_environment(monkeypatch: pytest.MonkeyPatch, said: str, adopted: tuple[str, ...]) -> None:
+    monkeypatch.setenv("MOTTHE_ADOPT", said)
+    assert Settings().adopt == adopted
