@@ -32,6 +32,7 @@ IN_MEMORY = "/dev/shm"
 """The tests write many little cities; here that costs nothing."""
 NOT_INSTALLED = 3
 """How a child ends that could not begin."""
+ROOT = Path(__file__).resolve().parent.parent
 MEMORY = 4 << 30
 """What a mutant that never stops collecting may have."""
 
@@ -214,6 +215,5 @@ def _calls_of(files: set[str], called: set[CodeType]) -> Iterator[None]:
 
 
 def _name(code: CodeType) -> str:
-    path = Path(code.co_filename)
-    parts = path.with_suffix("").parts
-    return f"{'.'.join(parts[parts.index('fare_engine') :])}:{code.co_qualname.partition('.<locals>')[0]}"
+    parts = Path(code.co_filename).relative_to(ROOT).with_suffix("").parts
+    return f"{'.'.join(parts)}:{code.co_qualname.partition('.<locals>')[0]}"

@@ -11,12 +11,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pypdf import PdfReader
 from starlette.testclient import TestClient
 
 from clearing.close import close_through
@@ -244,6 +247,16 @@ def test_no_token_card_number_or_key_stands_in_the_logs(client: TestClient, capl
         assert secret not in caplog.text
 
 
+def text_of(name: str, content: bytes) -> str:
+    """What a document says, whatever kind of file it is."""
+    if name.endswith(".xlsx"):
+        with ZipFile(BytesIO(content)) as book:
+            return "\n".join(book.read(part).decode() for part in book.namelist())
+    if name.endswith(".pdf"):
+        return "\n".join(page.extract_text() for page in PdfReader(BytesIO(content)).pages)
+    return content.decode()
+
+
 def test_no_statement_names_a_traveller_or_a_token(desk: Desk) -> None:
     bus = Stream("bus-1")
     bus.board("08:00", "anna")
@@ -251,7 +264,7 @@ def test_no_statement_names_a_traveller_or_a_token(desk: Desk) -> None:
     desk.taken(bus.new())
     rules = rules_of(desk.tariff, HCMC)
     found = close_through(desk.database, rules, "2026-03-02", lambda on: end_of(desk.tariff, on), despite="a test")
-    published = b"\n".join(found[-1].documents.values()).decode()
+    published = "\n".join(text_of(name, content) for name, content in found[-1].documents.items())
     assert "OP-FUTA" in published
     for name in ("anna", stored_token(SERVER_KEY, token_of("anna")), "bus-1/"):
         assert name not in published

@@ -73,7 +73,7 @@ def lived_in(desk: Desk, data: Path) -> Opened:
     people = [f"rider {number}" for number in range(30)]
     desk.issue(*people)
     top_up(desk, "prepaid rider", 200_000)
-    equip_more(desk)
+    equip_more(desk, data)
     opened = Opened(data, desk.database, desk.tariff, _city(data), ADOPTED, SERVER_KEY)
     busy_day(desk, [*people, "anna", "binh", "prepaid rider"])
     trouble(desk)
@@ -161,14 +161,14 @@ def top_up(desk: Desk, card: str, amount: int) -> None:
     desk.issue(card, kind="prepaid", balance=amount)
 
 
-def equip_more(desk: Desk) -> None:
+def equip_more(desk: Desk, data: Path) -> None:
     """Vehicles, a corrected clock, people, a card with a printed number."""
     with desk.database.write() as connection:
         registry.assign_vehicles(connection, [("51B-1", at("00:00"), "OP-FUTA"), ("51B-1", at("09:00"), "OP-SAIGONBUS")])
         registry.add_correction(connection, Correction("c1", "bus-2", at("07:00"), at("07:10"), 1000, at("00:00"), "somebody"))
         registry.add_user(connection, "hurc1", "OP-HURC1", "password")
         registry.add_code(connection, "00" * 32, "bus-9", "OP-FUTA", None, at("23:00"))
-        registry.save_settings(connection, {"tariff": "tariffs/hcmc", "adopt": ",".join(ADOPTED)})
+        registry.save_settings(connection, {"tariff": str(data / "city"), "adopt": ",".join(ADOPTED)})
         registry.begin_attempt(connection, "card/1", at("08:00"))
         travellers.add_accounts(connection, [Account("family", "postpaid", 0, "ab" * 16, "4321")])
 

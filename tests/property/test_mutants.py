@@ -20,6 +20,12 @@ MODULES = (
 SEED = 2026
 MUTANTS = 300
 ENOUGH = 0.85
+CLEARING = ("clearing/pools.py", "clearing/netting.py", "clearing/bags.py", "clearing/payments.py", "fare_engine/ledger.py")
+CLEARING_TESTS = tuple(
+    f"tests/unit/test_{name}.py"
+    for name in ("pools", "netting", "bags", "payments", "clearing_specification", "ledger", "booking")
+)
+ENOUGH_OF_CLEARING = 0.9
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +34,29 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
     return Trial(tmp_path_factory.mktemp("mutants"), MODULES)
 
 
+@pytest.fixture(scope="module")
+def clearing_trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
+    """All tests of who gets what."""
+    return Trial(tmp_path_factory.mktemp("clearing mutants"), CLEARING, CLEARING_TESTS)
+
+
 @pytest.mark.prove
 @pytest.mark.parametrize("module", MODULES)
 def test_of_each_pricing_module_s_mutants_85_per_cent_are_killed(
     trial: Trial, module: str, record_property: Callable[[str, object], None]
 ) -> None:
+    _kill(trial, module, ENOUGH, record_property)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("module", CLEARING)
+def test_of_the_mutants_of_pools_netting_and_ledger_90_per_cent_are_killed(
+    clearing_trial: Trial, module: str, record_property: Callable[[str, object], None]
+) -> None:
+    _kill(clearing_trial, module, ENOUGH_OF_CLEARING, record_property)
+
+
+def _kill(trial: Trial, module: str, enough: float, record_property: Callable[[str, object], None]) -> None:
     verdicts = trial.run(sample(module, MUTANTS, SEED))
     survivors = [verdict for verdict in verdicts if verdict.killer is None]
     killed = len(verdicts) - len(survivors)
@@ -41,7 +65,7 @@ def test_of_each_pricing_module_s_mutants_85_per_cent_are_killed(
     record_property("per cent", round(100 * killed / len(verdicts), 1))
     record_property("seconds a mutant", round(sum(verdict.seconds for verdict in verdicts) / len(verdicts), 2))
     record_property("survivors", [verdict.mutant.text() for verdict in survivors])
-    assert killed >= ENOUGH * len(verdicts), "\n\n".join(verdict.mutant.text() for verdict in survivors)
+    assert killed >= enough * len(verdicts), "\n\n".join(verdict.mutant.text() for verdict in survivors)
 
 
 # ---- the trial itself, in a few seconds

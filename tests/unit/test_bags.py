@@ -186,6 +186,103 @@ def test_surcharges_are_shared_only_where_an_agreement_says_so() -> None:
     assert units(received(lines, rides("1", "2"), agreed(only_fares))) == {"RAIL": 1000, "BUSCO": 1600}
 
 
+SURCHARGES: Mapping[str, CapScope] = {"fees": CapScope(frozenset(), "surcharge"), "of-bus": CapScope(frozenset(("bus",)), "fare")}
+
+
+def moved(
+    lines: list[BagLine], ridden: Mapping[str, BagRide], agreements: Agreements, caps: Mapping[str, CapScope]
+) -> dict[str, dict[str, float]]:
+    """What each pool moves, in units."""
+    found = corrections(lines, ridden, agreements, caps, TUESDAY)
+    return {pool: units(shares) for (pool, _), shares in found.items()}
+
+
+def test_each_payer_s_and_product_s_money_moves_in_its_own_pool() -> None:
+    lines = [
+        fare("1", "RAIL", 1000, "metro"),
+        BagLine("1", "discount", "student", "CITY", "RAIL", "metro", TUESDAY, -400, 400),
+        fare("2", "BUSCO", 1000),
+        BagLine("2", "product", "book/BOOK", "product:BOOK", "BUSCO", "bus", TUESDAY, -1000, 800),
+    ]
+    half = agreed(JOURNEY + '"boardings"')
+    assert moved(lines, rides("1", "2"), half, CAPS) == {
+        "rider|metro|single": {"BUSCO": 300.0, "RAIL": -300.0},
+        "CITY|metro|single": {"BUSCO": 200.0, "RAIL": -200.0},
+        "rider|bus|single": {"BUSCO": -500.0, "RAIL": 500.0},
+        "rider|bus|BOOK": {"BUSCO": 500.0, "RAIL": -500.0},
+        "product:BOOK|bus|BOOK": {"BUSCO": -400.0, "RAIL": 400.0},
+    }
+
+
+def test_a_cap_s_money_moves_in_the_cap_s_own_pools() -> None:
+    caps = agreed('covers = "caps"\nscope = "service_day"\nmethod = "paid_fares"')
+    lines = [fare("1", "RAIL", 1000), fare("2", "BUSCO", 1000), line("2", "BUSCO", "cap", -500, "day/adult", "CITY", 500)]
+    assert moved(lines, {}, caps, CAPS) == {
+        "rider|cap:day/adult|single": {"BUSCO": 250.0, "RAIL": -250.0},
+        "CITY|cap:day/adult|single": {"BUSCO": -250.0, "RAIL": 250.0},
+    }
+
+
+def test_a_cap_on_surcharges_is_weighed_by_surcharges_and_others_are_not() -> None:
+    caps = agreed('covers = "caps"\nscope = "service_day"\nmethod = "paid_fares"')
+    lines = [
+        fare("1", "RAIL", 9000), line("1", "RAIL", "surcharge", 200), line("1", "RAIL", "surcharge", 100),
+        fare("2", "BUSCO", 1000), line("2", "BUSCO", "surcharge", 700), line("2", "BUSCO", "companions", 5000),
+        line("2", "BUSCO", "cap", -100, rule="fees"),
+    ]  # fmt: skip
+    assert moved(lines, {}, caps, SURCHARGES) == {"rider|cap:fees|single": {"BUSCO": 30.0, "RAIL": -30.0}}
+    other = [*lines[:-1], line("2", "BUSCO", "cap", -100, rule="unknown")]
+    assert moved(other, {}, caps, SURCHARGES) == {"rider|cap:unknown|single": {"BUSCO": 90.0, "RAIL": -90.0}}
+
+
+def test_only_the_networks_that_a_cap_or_an_agreement_names_are_weighed() -> None:
+    caps = agreed('covers = "caps"\nscope = "service_day"\nmethod = "paid_fares"\nnetworks = ["bus"]')
+    lines = [
+        fare("1", "RAIL", 9000, "metro"), fare("2", "BUSCO", 1000), fare("3", "COOP", 3000),
+        line("2", "BUSCO", "cap", -100, rule="of-bus"),
+    ]  # fmt: skip
+    assert moved(lines, {}, caps, SURCHARGES) == {"rider|cap:of-bus|single": {"BUSCO": 75.0, "COOP": -75.0}}
+    buses = agreed(JOURNEY + '"boardings"\nnetworks = ["bus"]')
+    fares = [fare("1", "RAIL", 9000, "metro"), fare("2", "BUSCO", 1000), fare("3", "COOP", 3000)]
+    assert moved(fares, rides("1", "2", "3"), buses, CAPS) == {"rider|bus|single": {"BUSCO": 1000.0, "COOP": -1000.0}}
+
+
+def test_an_agreement_for_one_payer_or_rule_leaves_the_rest_to_the_next() -> None:
+    city = JOURNEY + '"boardings"\npaid_by = ["CITY"]'
+    lines = [
+        fare("1", "RAIL", 1000), fare("2", "BUSCO", 1000),
+        BagLine("2", "discount", "student", "CITY", "BUSCO", "bus", TUESDAY, -400, 400),
+    ]  # fmt: skip
+    assert moved(lines, rides("1", "2"), agreed(city), CAPS) == {"CITY|bus|single": {"BUSCO": -200.0, "RAIL": 200.0}}
+    day = 'covers = "caps"\nscope = "service_day"\nmethod = "boardings"\nrules = ["day"]'
+    rest = 'covers = "caps"\nmethod = "fixed"\nshares = { RAIL = 1 }'
+    capped = [fare("1", "RAIL", 1000), fare("2", "BUSCO", 1000), line("2", "BUSCO", "cap", -100, rule="other")]
+    assert moved(capped, {}, agreed(day, rest), CAPS) == {}
+
+
+def test_lines_without_an_operator_and_of_other_dates_are_passed_over_and_the_others_are_not() -> None:
+    shared = agreed(JOURNEY + '"boardings"')
+    lost = BagLine("0", "release", "pass/DAY", "product:DAY", None, None, TUESDAY, 0, 100)
+    lines = [lost, fare("9", "RAIL", 800, on=MONDAY), fare("1", "RAIL", 1000), fare("2", "BUSCO", 600)]
+    ridden = rides("1", "2") | {"9": BagRide("1", 1, None)}
+    found = corrections(lines, ridden, shared, CAPS, TUESDAY, only=TUESDAY)
+    assert {pool: units(shares) for (pool, _), shares in found.items()} == {
+        "rider|bus|single": {"RAIL": 66.667, "BUSCO": -66.667}
+    }
+
+
+def test_what_was_shared_otherwise_before_a_payer_s_agreement_is_taken_from_whom_it_was_given_to() -> None:
+    pair = JOURNEY + '"boardings"\noperators = ["RAIL", "BUSCO"]\npaid_by = ["CITY"]'
+    fixed = 'covers = "legs"\nmethod = "fixed"\nshares = { COOP = 1 }\npaid_by = ["CITY"]\nnetworks = ["bus"]'
+    lines = [
+        fare("1", "RAIL", 1000, "metro"), fare("2", "BUSCO", 1000),
+        BagLine("2", "discount", "student", "CITY", "BUSCO", "bus", TUESDAY, -400, 400),
+    ]  # fmt: skip
+    assert moved(lines, rides("1", "2"), agreed(pair, fixed), CAPS) == {
+        "CITY|bus|single": {"BUSCO": 200.0, "RAIL": 200.0, "COOP": -400.0}
+    }
+
+
 AMOUNTS = st.integers(-50_000, 50_000)
 OPERATORS = st.sampled_from(("RAIL", "BUSCO", "COOP", "BOATS"))
 NETWORKS = st.sampled_from(("metro", "bus", "boat"))

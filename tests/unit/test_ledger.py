@@ -13,6 +13,7 @@ from fare_engine.errors import BooksError
 from fare_engine.ledger import (
     CODES,
     Posting,
+    accounting_date,
     balances,
     deferred,
     fares,
@@ -129,3 +130,32 @@ def test_every_kind_of_line_has_its_code_and_its_place_in_the_clearing() -> None
     kinds = set(get_args(LineKind))
     assert kinds == CODES.keys()
     assert kinds == {*LEG_KINDS, "cap", "hold", "sale", "release", "expiry"}
+
+
+@pytest.mark.parametrize(
+    ("closed_through", "expected"),
+    [(None, DAY), ("2026-03-02", DAY), (DAY, "2026-03-04"), ("2026-03-31", "2026-04-01"), ("2026-12-31", "2027-01-01")],
+)
+def test_what_is_for_a_closed_date_is_booked_under_the_day_after_the_last_closed_one(
+    closed_through: str | None, expected: str
+) -> None:
+    assert accounting_date(DAY, closed_through) == expected
+
+
+def test_one_unit_is_a_posting_and_nothing_is_none() -> None:
+    assert signed("a", "b", 1) == [Posting("a", "b", 1)]
+    assert signed("a", "b", -1) == [Posting("b", "a", 1)]
+    assert signed("a", "b", 0) == []
+    assert balances([Posting("a", "b", 1)]) == {"a": 1, "b": -1}
+
+
+def test_a_transaction_s_id_is_half_of_a_sha_256() -> None:
+    assert len(transaction_id("ana", "line", 0)) == 32
+
+
+def test_a_product_s_name_may_have_a_stroke_in_it() -> None:
+    assert pool_of("rider", line("product", 0, "book/A/B"), "bus") == "rider|bus|A/B"
+    assert pool_of("product:A/B", line("release", 0, "pass/A/B"), None) == "product:A/B|release|A/B"
+    assert booked(line("sale", 5, "sale/A/B")) == ["rider:ana > deferred:A/B 5"]
+    coupon = line("product", -5, "book/A:B", bearer="product:A:B", funded=5)
+    assert booked(coupon)[1] == f"deferred:A:B > fares:{DAY}:product:A:B|bus|A:B 5"
