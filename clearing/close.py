@@ -126,7 +126,7 @@ def freeze(connection: Connection, date: str, frozen_at: int, tariff: CompiledTa
 
 
 def _publish(database: Database, rules: Rules, date: str, despite: str, step: Step) -> Closed:
-    with database.read() as connection:
+    with database.read(long=True) as connection:
         large = store.count_lines(connection, date) > APART
         begun = seals.begin_apart(database, date) if large else partial(seals.begin, connection, date)
         computed = compute(connection, rules, date, begun, despite, step)

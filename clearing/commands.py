@@ -84,7 +84,7 @@ def what_if(
     begin = parse_date(first)
     rules = rules_of(opened.tariff, opened.tariff_folder)
     other = rules_of(opened.tariff, opened.tariff_folder, agreements)
-    with opened.database.read() as connection:
+    with opened.database.read(long=True) as connection:
         found = compare(connection, rules, other, begin, parse_date(last) if last else begin)
     if as_json:
         rows = [
@@ -161,7 +161,7 @@ def audit(
 def changed_under(opened: Opened, service_date: str) -> list[Finding]:
     """What of a closed date's rows, sums and documents is not as it was written and published; nothing for an open one."""
     rules = rules_of(opened.tariff, opened.tariff_folder)
-    with opened.database.read() as connection:
+    with opened.database.read(long=True) as connection:
         if not store.published(connection, service_date):
             return []
         found = [*seals.check_documents(connection), *seals.check_date(connection, service_date)]
@@ -197,7 +197,7 @@ def clear_date(
 def let_time_pass(opened: Opened, service_date: str) -> None:
     """Charge overdue exits and release passes up to the end of a date that is not closed yet."""
     application = Application(opened.tariff, opened.server_key)
-    with opened.database.read() as connection:
+    with opened.database.read(long=True) as connection:
         waiting = not store.is_closed(connection, service_date)
     while waiting:
         with opened.database.write() as connection:
@@ -206,7 +206,7 @@ def let_time_pass(opened: Opened, service_date: str) -> None:
 
 def audit_date(opened: Opened, service_date: str) -> AuditReport:
     """Price every recorded tap again from scratch, as of the end of a date, and compare with the books."""
-    with opened.database.read() as connection:
+    with opened.database.read(long=True) as connection:
         return audit_store(
             connection,
             opened.tariff_folder,

@@ -117,7 +117,7 @@ def begin_in_process() -> None:
     """What the process of `begin_apart` does."""
     told = json.load(sys.stdin)
     database = Database(told["url"], bytes.fromhex(told["at_rest_key"]))
-    with database.read() as connection:
+    with database.read(long=True) as connection:
         begun = begin(connection, told["date"])
     peaks = [peak.hex() for peak in begun.builder.peaks]
     json.dump({"size": begun.builder.size, "peaks": peaks, "repeated": begun.repeated}, sys.stdout)

@@ -79,7 +79,7 @@ def verify_opened(opened: Opened) -> Verified:
     }
     for table, check in checks.items():
         try:
-            with opened.database.read() as connection:
+            with opened.database.read(long=True) as connection:
                 findings += check(connection)
         except Exception as error:  # whatever a changed row breaks: that it breaks is what was asked for
             findings.append(Finding(table, "-", f"cannot be read: {_in_a_line(error)}"))

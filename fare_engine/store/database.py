@@ -87,10 +87,13 @@ class Database:
         raise AssertionError("stamina gives a result or raises")
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A transaction that only reads, and sees one instant."""
+    def read(self, *, long: bool = False) -> Iterator[Connection]:
+        """A transaction that only reads, and sees one instant. `long`: its statements may take as long as they need, for
+        nothing of the service waits for them."""
         level = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         with self.engine.connect().execution_options(**level) as connection, connection.begin():
+            if long and not self.is_sqlite:
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             yield connection
 
     def dispose(self) -> None:
