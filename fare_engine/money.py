@@ -57,19 +57,20 @@ def split(total: int, weights: Mapping[str, int]) -> dict[str, int]:
         raise ValueError(f"no weight to share {total} by: {dict(weights)!r}")
     if total < 0:  # what is taken back is split as it was given
         return {party: -parts for party, parts in split(-total, weights).items()}
-    amount = total * PARTS
+    each, rest = divmod(total * PARTS, whole)
+    parties = sorted(weights)
+    if not rest:
+        return {party: each * weights[party] for party in parties}
     found = {}
-    rests = []
-    missing = amount
-    for party in sorted(weights):
-        share, rest = divmod(amount * weights[party], whole)
-        found[party] = share
-        missing -= share
-        if rest:
-            rests.append((-rest, party))
-    if missing:
-        for _, party in sorted(rests)[:missing]:
-            found[party] += 1
+    remainders = []
+    missing = 0
+    for party in parties:
+        more, remainder = divmod(rest * weights[party], whole)
+        found[party] = each * weights[party] + more
+        missing += remainder
+        remainders.append((-remainder, party))
+    for _, party in sorted(remainders)[: missing // whole]:
+        found[party] += 1
     return found
 
 

@@ -17,6 +17,10 @@ from random import Random
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from clearing.commands import rules_of
+from clearing.pools import by_weights
+from clearing.share_store import DayUse
+from clearing.sharing import product_shares
 from fare_engine.booking import Record, book, decode, encode, price
 from fare_engine.facts import Fact, Tap
 from fare_engine.ids import DeviceId, tap_id
@@ -30,6 +34,7 @@ from simulators.riders import Day
 
 TARIFFS = Path(__file__).resolve().parents[1] / "tariffs"
 TARIFF = TARIFFS / "hcmc"
+BENCH_DAY = "2026-03-02"
 ACTIONS = {TapKind.ENTRY: "entry", TapKind.EXIT: "exit", TapKind.BOARD: "board"}
 
 
@@ -239,6 +244,35 @@ def _week(random: Random, monday: int, token: str) -> list[Fact]:
     return found
 
 
+PASSES = 300_000
+
+
+def bench_shares() -> dict[str, object]:
+    """The day of 300,000 passes, one in a hundred without a ride, among eight operators: as one pool by use, and pass by pass."""
+    random = Random(1)
+    operators = [f"operator {n}" for n in range(8)]
+    tariff = load_compiled(TARIFF, ["proposal-2026-03"])
+    agreements = rules_of(tariff, TARIFF).agreements
+    uses, passes = [], []
+    for _ in range(PASSES):
+        price = random.randrange(1000, 20_000)
+        ridden = {} if random.random() < 0.01 else {random.choice(operators): random.randrange(1, 20) * 1000 for _ in range(2)}
+        passes.append((price, ridden))
+        uses.append(DayUse(BENCH_DAY, "JNT-M", BENCH_DAY, "release", "", price, 1))
+        uses += [DayUse(BENCH_DAY, "JNT-M", BENCH_DAY, "use", name, fare, 1) for name, fare in ridden.items()]
+    equal = dict.fromkeys(operators, 1)
+    bare = rate(PASSES, lambda: sum(price for price, _ in passes))
+    pooled = rate(PASSES, lambda: product_shares(uses, agreements, BENCH_DAY), rounds=3)
+    single = rate(PASSES, lambda: [by_weights(price, ridden, equal) for price, ridden in passes], rounds=3)
+    return {
+        "passes": PASSES,
+        "seconds_as_one_pool": round(PASSES / pooled, 2),
+        "seconds_pass_by_pass": round(PASSES / single, 2),
+        "limit_adding_prices": bare,
+        "ratio_as_one_pool": round(pooled / bare, 4),
+    }
+
+
 def main() -> None:
     """Run all, print JSON."""
     found = {
@@ -249,6 +283,7 @@ def main() -> None:
         "fold_distances": bench_weeks("sydney/2022-11-25", distance_ride, ["opal"]),
         "messages": bench_messages(),
         "late_tap": bench_late_tap(),
+        "shares": bench_shares(),
     }
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
 
