@@ -59,23 +59,28 @@ def _scan_lines(connection: Connection, date: str, found: Scan) -> None:
     first_operator: dict[str, str] = {}
     late, several = found.late, found.several
     statement = select(*columns).where(lines.c.accounting_date == date)
-    for traveller, generation, amount, funded, payer, *what in rows_of(connection, statement):
-        collector = payer[len(_COLLECTOR) :] if payer.startswith(_COLLECTOR) else None
-        key = (*what, collector)
+    for row in rows_of(connection, statement):
+        collected = row[4].startswith(_COLLECTOR)
+        key = row[4:] if collected else row[5:]
         sum_of = sums.get(key)
         if sum_of is None:
             sum_of = sums[key] = [0, 0, 0]
-        sum_of[0] += amount
-        sum_of[1] += funded
-        sum_of[2] += -1 if generation % 2 else 1
-        if what[5] != date:
-            late.add(traveller)
-        elif what[3] is not None and first_operator.setdefault(traveller, what[3]) != what[3] and what[0] in SHARED_KINDS:
-            several.add(traveller)
-    in_order = sorted(sums.items(), key=lambda item: tuple("" if part is None else part for part in item[0]))
-    found.rows += [
-        PoolRow(*(*key[:6], "rider" if key[6] is None else "collector", key[6] or "", *numbers)) for key, numbers in in_order
-    ]
+        sum_of[0] += row[2]
+        sum_of[1] += row[3]
+        sum_of[2] += -1 if row[1] % 2 else 1
+        if row[10] != date:
+            late.add(row[0])
+        elif row[8] is not None and first_operator.setdefault(row[0], row[8]) != row[8] and row[5] in SHARED_KINDS:
+            several.add(row[0])
+    rows = [PoolRow(*_as_pool_row(key), *numbers) for key, numbers in sums.items()]
+    found.rows += sorted(rows, key=lambda row: tuple("" if part is None else part for part in msgspec.structs.astuple(row)))
+
+
+def _as_pool_row(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What a sum is of, in the order of a row; who collected it stands first in the key of what somebody's till holds."""
+    if len(key) == 6:
+        return (*key, "rider", "")
+    return (*key[1:], "collector", key[0][len(_COLLECTOR) :])
 
 
 def _scan_legs(connection: Connection, date: str, found: Scan) -> None:
@@ -92,14 +97,16 @@ def _scan_legs(connection: Connection, date: str, found: Scan) -> None:
     )
     sums: dict[tuple[Any, ...], list[int]] = {}
     statement = select(*columns).where(legs.c.accounting_date == date)
-    for traveller, generation, persons, metres, *what in rows_of(connection, statement):
-        sign = -1 if generation % 2 else 1
-        sum_of = sums.setdefault(tuple(what), [0, 0, 0])
-        sum_of[0] += sign * persons
+    for row in rows_of(connection, statement):
+        sum_of = sums.get(row[4:])
+        if sum_of is None:
+            sum_of = sums[row[4:]] = [0, 0, 0]
+        sign = -1 if row[1] % 2 else 1
+        sum_of[0] += sign * row[2]
         sum_of[1] += sign
-        sum_of[2] += sign * (metres or 0) * persons
-        if what[4] != date:
-            found.late.add(traveller)
+        sum_of[2] += sign * (row[3] or 0) * row[2]
+        if row[8] != date:
+            found.late.add(row[0])
     in_order = sorted(sums.items(), key=lambda item: tuple("" if part is None else part for part in item[0]))
     found.rides += [RideRow(*key, *numbers) for key, numbers in in_order]
 
@@ -122,9 +129,9 @@ def shared_days(
     )
     booked: dict[str, list[BagLine]] = {}
     this = (lines.c.accounting_date == date) & (lines.c.service_date == date)
-    for traveller, *line in rows_of(connection, select(*columns).where(this)):
-        if traveller in names and line[1] in SHARED_KINDS:
-            booked.setdefault(traveller, []).append(BagLine(*line))
+    for row in rows_of(connection, select(*columns).where(this)):
+        if row[0] in names and row[2] in SHARED_KINDS:
+            booked.setdefault(row[0], []).append(BagLine(*row[1:]))
     rides = _rides(connection, date, names) if with_rides else {}
     for traveller in sorted(booked):
         yield booked[traveller], rides.get(traveller, {})
