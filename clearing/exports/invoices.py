@@ -9,19 +9,22 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import pyarrow.compute as pc
 
+from clearing.agreements import Agreements, Tax
+from clearing.commands import rules_of
 from clearing.exports import tides
 from fare_engine.commands import Opened
+from fare_engine.ledger import SINGLE
+from fare_engine.money import included_tax
 from fare_engine.tariff.model import Party
 
 SCHEMA = tides.SCHEMAS / "own" / "invoice.schema.json"
-EXEMPT = "exempt"
-"""Public transport of passengers pays no VAT here."""
 AT_ONCE = 20_000
 
 
@@ -62,26 +65,33 @@ class Invoice(msgspec.Struct, frozen=True, kw_only=True):
     currency: str
     minor_digits: int
     vat: str
+    """`exempt`, or the rate as `8%`, by the city's agreements."""
+    vat_amount: int
+    """The tax that is included."""
 
 
 def write_invoices(opened: Opened, accounting_date: str, folder: Path, key: bytes) -> int:
     """Write `invoices.jsonl` with its schema; how many they are."""
     numbers: Counter[str] = Counter()
     parties = opened.tariff.network.parties
+    agreements = rules_of(opened.tariff, opened.tariff_folder).agreements
     tasks = tides.tasks_of(opened, accounting_date, folder, key)
     for task in tasks:
         tides.read_part(task)
     count = 0
     with (folder / "invoices.jsonl").open("wb") as out:
         for task in tasks:
-            for invoice in _invoices(task, tides.rows_of(task), parties, numbers):
+            for invoice in _invoices(task, tides.rows_of(task), parties, agreements, numbers):
                 out.write(msgspec.json.encode(invoice) + b"\n")
                 count += 1
     shutil.copyfile(SCHEMA, folder / SCHEMA.name)
     return count
 
 
-def _invoices(task: tides.Task, found: tides.Rows, parties: Mapping[str, Party], numbers: Counter[str]) -> Iterator[Invoice]:
+def _invoices(
+    task: tides.Task, found: tides.Rows, parties: Mapping[str, Party], agreements: Agreements, numbers: Counter[str]
+) -> Iterator[Invoice]:
+    networks = dict(zip(found.legs["leg_id"].to_pylist(), found.legs["network_id"].to_pylist(), strict=True))
     sellers = dict(zip(found.legs["leg_id"].to_pylist(), found.legs["operator_id"].to_pylist(), strict=True))
     lines = found.lines.filter(pc.not_equal(found.lines["amount"], 0)).select(["leg_id", "kind", "rule_id", "amount"])
     booked = _grouped(lines.to_reader(AT_ONCE))
@@ -93,10 +103,17 @@ def _invoices(task: tides.Task, found: tides.Rows, parties: Mapping[str, Party],
             while ahead[0] < row["cause"]:
                 ahead = next(booked)
             party = parties.get(sellers.get(row["cause"]) or "")
-            yield _invoice(task, row, ahead[1], party, numbers)
+            tax = agreements.tax(networks.get(row["cause"]), _product_of(row), row["service_date"])
+            yield _invoice(task, row, ahead[1], party, tax, numbers)
 
 
-def _invoice(task: tides.Task, row: dict[str, Any], items: list[Item], party: Party | None, numbers: Counter[str]) -> Invoice:
+def _product_of(row: dict[str, Any]) -> str:
+    return row["fare_product"] if row["fare_action"] == "Purchase" and row["fare_product"] else SINGLE
+
+
+def _invoice(
+    task: tides.Task, row: dict[str, Any], items: list[Item], party: Party | None, tax: Tax | None, numbers: Counter[str]
+) -> Invoice:
     seller = Seller(party.party_id, party.name_vi) if party else None
     series = f"{seller.party_id if seller else 'PRODUCTS'}/{task.accounting_date}"
     numbers[series] += 1
@@ -118,7 +135,8 @@ def _invoice(task: tides.Task, row: dict[str, Any], items: list[Item], party: Pa
         amount=row["amount"],
         currency=task.currency,
         minor_digits=task.minor_digits,
-        vat=EXEMPT,
+        vat="exempt" if tax is None or tax.state == "exempt" else f"{tax.percent}%",
+        vat_amount=included_tax(row["amount"], Decimal(tax.percent)) if tax is not None else 0,
     )
 
 

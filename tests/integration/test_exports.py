@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,7 @@ from clearing.exports.pseudonyms import Pseudonyms
 from clearing.exports.views import VIEWS
 from clearing.store import published
 from fare_engine.errors import BooksError
+from fare_engine.money import rounded_to
 from fare_engine.store.database import Database
 from tests.builders import Town
 from tests.demos import DAY, PlayedDemo, motthe
@@ -244,6 +246,22 @@ def test_invoices_sum_to_what_riders_paid_and_are_issued_by_each_leg_s_operator(
         assert Counter(invoice.type for invoice in found)["sale"] == 2
     else:
         assert [invoice.adjusts for invoice in found if invoice.type == "adjustment" and invoice.adjusts] != []
+
+
+def test_invoices_tell_the_vat_that_the_agreements_say_is_included(closed: Town, tmp_path: Path) -> None:
+    path = closed.opened.tariff_folder / "clearing.toml"
+    before = path.read_text(encoding="utf-8")
+    name = 'name = { vi = "x", en = "x" }'
+    taxed = f'\n[[vat]]\n{name}\nvalid_from = 2026-01-01\nstate = "taxed"\npercent = "8"\nnetworks = ["boat"]\n'
+    path.write_text(before + taxed, encoding="utf-8")
+    try:
+        invoices.write_invoices(closed.opened, TUESDAY, tmp_path, KEY)
+    finally:
+        path.write_text(before, encoding="utf-8")
+    found = [msgspec.json.decode(line, type=invoices.Invoice) for line in (tmp_path / "invoices.jsonl").read_bytes().splitlines()]
+    assert {(one.seller.party_id if one.seller else "", one.vat) for one in found} >= {("BOATS", "8%"), ("BUSCO", "exempt")}
+    for one in found:
+        assert one.vat_amount == (rounded_to(Fraction(one.amount * 8, 108), "half_up") if one.vat == "8%" else 0)
 
 
 def test_the_published_schema_of_invoices_is_that_of_the_code() -> None:
