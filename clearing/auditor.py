@@ -93,7 +93,7 @@ class AuditedLeg:
     """What it costs one person after products, discounts and transfers."""
     companions: int = 0
     capped: tuple[tuple[str, str, int], ...] = ()
-    """(cap, bearer, what it took off)."""
+    """(cap, bearer, what it took off): sorted, one a cap and bearer, never of zero."""
     product: str | None = None
     """The pass or book that paid it, with its `coupon`."""
     coupon: int = 0
@@ -836,10 +836,17 @@ def _audited(tariff: AuditTariff, ride: _Ride, held: int) -> AuditedLeg:
         fare=ride.fare or 0,
         before_caps=ride.before_caps,
         companions=ride.companions,
-        capped=tuple(ride.capped),
+        capped=_summed(ride.capped),
         product=ride.paid_by.product.product_id if ride.paid_by is not None else None,
         coupon=ride.coupon,
     )
+
+
+def _summed(capped: Iterable[tuple[str, str, int]]) -> tuple[tuple[str, str, int], ...]:
+    sums: dict[tuple[str, str], int] = {}
+    for rule_id, bearer, amount in capped:
+        sums[rule_id, bearer] = sums.get((rule_id, bearer), 0) + amount
+    return tuple((*key, amount) for key, amount in sorted(sums.items()) if amount)
 
 
 # ----------------------------------------------------------------------------------- reading the files

@@ -94,19 +94,33 @@ def as_audited(folded: Folded) -> dict[str, AuditedLeg]:
 
 
 def _as_audited(leg: Any, lines: Sequence[Line]) -> AuditedLeg:
+    of_kind: dict[str, int] = defaultdict(int)
     funded: dict[str, int] = defaultdict(int)
+    capped: dict[tuple[str, str], int] = defaultdict(int)
     for line in lines:
+        of_kind[line.kind] += line.amount
         if line.kind not in ("hold", "sale", "expiry"):
             funded[line.bearer] += line.funded
+        if line.kind == "cap":
+            capped[line.rule_id, line.bearer] -= line.amount
+    covered = [line for line in lines if line.kind == "product"]
+    before_caps = sum(of_kind[kind] for kind in ("list_fare", "product", "discount", "transfer"))
     return AuditedLeg(
         leg_id=leg.leg_id,
         service_date=to_date(leg.service_day).isoformat(),
         operator_id=leg.operator_id,
         status=leg.status,
         charge=None if leg.status == "unknown" else sum(line.amount for line in lines if line.kind != "hold"),
-        held=sum(line.amount for line in lines if line.kind == "hold"),
+        held=of_kind["hold"],
         funded={bearer: amount for bearer, amount in funded.items() if amount},
         version=leg.version_id,
+        network_id=leg.network_id,
+        fare=of_kind["list_fare"],
+        before_caps=before_caps,
+        companions=of_kind["companions"],
+        capped=tuple((*key, amount) for key, amount in sorted(capped.items()) if amount),
+        product=covered[0].bearer.removeprefix("product:") if covered else None,
+        coupon=sum(line.funded for line in covered),
     )
 
 
