@@ -11,7 +11,7 @@ demo: $(VENV)/.run
 	$(BIN)/motthe demo $(DEMO)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not prove" $(PYTEST)
+	$(BIN)/python -m pytest -m "not prove" -n auto --maxprocesses 4 --dist worksteal $(PYTEST)
 
 prove: $(VENV)/.dev
 	$(BIN)/python -m pytest -m prove -p tests.prove_plugin --timeout 7200 --prove-results docs/prove.json $(PYTEST)

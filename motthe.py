@@ -6,38 +6,45 @@ import os
 import signal
 import sys
 import threading
-from typing import Annotated, Any
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import uvicorn
-from fastapi import APIRouter, FastAPI
-from fastapi.staticfiles import StaticFiles
+from typer.core import TyperGroup
+from typer.main import get_group
 
-from clearing import commands as clearing_commands
-from clearing import statement_commands, tap_commands
-from clearing.bank import commands as bank_commands
-from clearing.collection import commands as collection_commands
-from clearing.collection import pages as collection_pages
-from clearing.collection.opening import open_collector
-from clearing.disputes import commands as dispute_commands
-from clearing.exports import commands as export_commands
-from clearing.pages import disputes, operator, reconciliation, settlement
 from fare_engine import commands as fare_commands
-from fare_engine import device_commands, traveller_commands
 from fare_engine.errors import InputError, MottheError
-from fare_engine.jobs import Jobs
-from fare_engine.pages import live, qr, rider
-from fare_engine.pages.base import STATIC
-from fare_engine.service import devices
-from fare_engine.service.app import WORKER_SECONDS, Service, create_app, open_service, system_clock
 from fare_engine.settings import Settings
-from simulators import demo as demo_commands
-from simulators import faults as fault_commands
-from simulators import full_day
-from simulators import provider as provider_commands
-from simulators.control import VirtualClock, control_key, control_routes, end_with_parent
-from validators import commands as terminal_commands
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from typer._click import Command, Context
+
+    from fare_engine.service.app import Service
+
+# A command loads what it needs and no more: whoever types one waits for it. So the packages are imported where they are used.
+COMMANDS = {
+    "fare_engine.commands": ("price", "advance", "quote", "tariff"),
+    "fare_engine.traveller_commands": ("travellers", "claims", "drift", "correct-clock"),
+    "clearing.commands": ("clear", "audit"),
+    "clearing.collection.commands": ("collect", "card", "refund"),
+    "clearing.statement_commands": ("trace", "statement"),
+    "clearing.bank.commands": ("payments", "bank"),
+    "clearing.exports.commands": ("export",),
+    "clearing.disputes.commands": ("dispute",),
+    "clearing.tap_commands": ("taps",),
+    "fare_engine.device_commands": ("devices",),
+    "validators.commands": ("terminal",),
+    "simulators.demo": ("demo",),
+}
+SIMULATIONS = {
+    "simulators.faults": ("faults",),
+    "simulators.load_city": ("load-city",),
+    "simulators.provider": ("provider",),
+    "simulators.full_day": ("day",),
+}
 SERVED, WORKS = "MOTTHE_SERVED", "MOTTHE_WORKS"
 """Where `motthe serve --workers` leaves its settings for the processes that it starts."""
 GRACE_S = 20
@@ -45,7 +52,27 @@ GRACE_S = 20
 KEPT_OPEN_S = 120
 """How long a silent terminal keeps its connection: longer than it takes the next rider to come."""
 
-app = typer.Typer(name="motthe", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+def _loading(modules: Mapping[str, tuple[str, ...]]) -> type[TyperGroup]:
+    """A group of commands whose modules are loaded once they are asked for."""
+    module_of = {name: module for module, names in modules.items() for name in names}
+
+    class Loading(TyperGroup):
+        def list_commands(self, ctx: Context) -> list[str]:
+            return [*super().list_commands(ctx), *module_of]
+
+        def get_command(self, ctx: Context, cmd_name: str) -> Command | None:
+            if cmd_name not in module_of:
+                return super().get_command(ctx, cmd_name)
+            return get_group(import_module(module_of[cmd_name]).app).commands[cmd_name]
+
+    return Loading
+
+
+app = typer.Typer(
+    name="motthe", cls=_loading(COMMANDS), no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+app.add_typer(typer.Typer(cls=_loading(SIMULATIONS), help="Simulations beside the demo.", no_args_is_help=True), name="simulate")
 
 
 @app.command()
@@ -59,6 +86,8 @@ def serve(
     demo: Annotated[bool, typer.Option(hidden=True, help="With the simulation's clock and buttons.")] = False,
 ) -> None:
     """Serve taps and pages."""
+    import uvicorn
+
     settings = fare_commands.stored_settings(data)
     if adopt:
         settings = settings.model_copy(update={"adopt": tuple(adopt)})
@@ -86,6 +115,9 @@ def served_application() -> FastAPI:
 @app.command()
 def worker(data: fare_commands.Store = None) -> None:
     """Do the jobs of a service that runs in other processes, until this one is told to end."""
+    from fare_engine.jobs import Jobs
+    from fare_engine.service.app import WORKER_SECONDS, open_service
+
     service = open_service(fare_commands.stored_settings(data))
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -107,6 +139,9 @@ def worker(data: fare_commands.Store = None) -> None:
 
 def _collect(service: Service, ended: threading.Event) -> None:
     """Collection's jobs, until told to end; none in a city that collects nothing."""
+    from clearing.collection.opening import open_collector
+    from fare_engine.service.app import WORKER_SECONDS
+
     settings = service.settings
     url, clock = settings.provider_url, service.clock
     collector = open_collector(service.database, service.tariff, settings.tariff, settings.data, url, clock)
@@ -120,6 +155,17 @@ def _collect(service: Service, ended: threading.Event) -> None:
 
 def web_application(settings: Settings, *, demo: bool, works: bool = True) -> FastAPI:
     """The service with every package's pages; the demo's clock and buttons only where asked for."""
+    from fastapi import APIRouter
+    from fastapi.staticfiles import StaticFiles
+
+    from clearing.collection import pages as collection_pages
+    from clearing.pages import disputes, operator, reconciliation, settlement
+    from fare_engine.pages import live, qr, rider
+    from fare_engine.pages.base import STATIC
+    from fare_engine.service import devices
+    from fare_engine.service.app import create_app, open_service, system_clock
+    from simulators.control import VirtualClock, control_key, control_routes, end_with_parent
+
     routers: tuple[APIRouter, ...] = (
         live.router,
         rider.router,
@@ -145,28 +191,6 @@ def web_application(settings: Settings, *, demo: bool, works: bool = True) -> Fa
     service.receipt.listener = application.state.live.listen
     application.mount("/static", StaticFiles(directory=STATIC), name="static")
     return application
-
-
-for part in (
-    fare_commands.app,
-    traveller_commands.app,
-    clearing_commands.app,
-    collection_commands.app,
-    statement_commands.app,
-    bank_commands.app,
-    export_commands.app,
-    dispute_commands.app,
-    tap_commands.app,
-    device_commands.app,
-    terminal_commands.app,
-    demo_commands.app,
-):
-    app.registered_commands += part.registered_commands
-    app.registered_groups += part.registered_groups
-
-fault_commands.app.registered_commands += provider_commands.app.registered_commands
-fault_commands.app.registered_commands += full_day.app.registered_commands
-app.add_typer(fault_commands.app, name="simulate")
 
 
 def main() -> None:

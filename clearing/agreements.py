@@ -203,6 +203,10 @@ class Agreements(Strict, frozen=True, kw_only=True):
             f"no agreement covers {kind} {rule_id} paid by {paid_by} on {network_id or 'no network'} of {service_date}"
         )
 
+    def weighing(self, through: str) -> list[Agreement]:
+        """Those that look at more than one leg and hold on a date, or held before it."""
+        return [row for row in self.agreements if row.weighs and row.valid_from.isoformat() <= through]
+
     def amounts_for(
         self, network_id: str | None, route_id: str | None, category: str, service_date: str
     ) -> Iterator[tuple[str, str, str, int]]:

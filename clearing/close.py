@@ -163,7 +163,7 @@ def compute(
     if not despite:
         frozen.check_open(items, taps, agreements.most_open)
     step(f"pools {date}")
-    scanned = scan(connection, date)
+    scanned = scan(connection, date, agreements.weighing(date))
     rows, movements = scanned.rows, movements_under(connection, date)
     found = _shared(connection, scanned, movements, rules, date)
     step(f"net {date}")
@@ -441,7 +441,7 @@ def check_shares(connection: Connection, rules: Rules) -> list[Finding]:
 def check_date(connection: Connection, rules: Rules, on: str, long_travellers: set[tuple[str, str]]) -> Iterator[Finding]:
     """The same for one date; adds the travellers of whom more is shared at the end of a week or month."""
     movements = movements_under(connection, on)
-    computed = _shared(connection, scan(connection, on), movements, rules, on)
+    computed = _shared(connection, scan(connection, on, rules.agreements.weighing(on)), movements, rules, on)
     long_travellers |= computed.sharing.long_travellers
     yield from _check_frozen(connection, rules, on)
     for use in sorted(set(computed.sharing.used) ^ share_store.uses_under(connection, on)):

@@ -8,7 +8,7 @@ from typing import Final
 from clearing.documents import Column, Document, Section
 from clearing.pages.words import WORDS
 from clearing.statements import OPEN, SECTIONS, Row, Statement
-from fare_engine.pages.base import LANGUAGES, Names
+from fare_engine.pages.names import LANGUAGES, Names
 from fare_engine.tariff.compile import CompiledTariff
 
 LANGUAGE: Final = "vi"

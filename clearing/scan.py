@@ -5,13 +5,14 @@ other: it costs a fraction of what as many sorted groups cost in the database.""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import ARRAY, Column, ColumnElement, Connection, String, any_, cast, func, select
 
-from clearing.agreements import LEG_KINDS
+from clearing.agreements import LEG_KINDS, RIDERS, Agreement
 from clearing.bags import BagLine, BagRide
 from clearing.share_store import RideRow
 from clearing.store import OF_THE_CLOSE, Moved, PoolRow, rows_of
@@ -30,18 +31,18 @@ class Scan(msgspec.Struct):
     late: set[str]
     """Travellers of whom something moved for an earlier service date."""
     several: set[str]
-    """Travellers who rode with several operators on the date itself."""
+    """Travellers who rode with several operators on the date itself and have lines that an agreement weighs."""
 
 
-def scan(connection: Connection, date: str) -> Scan:
-    """Everything but the postings of an accounting date."""
+def scan(connection: Connection, date: str, weighing: Iterable[Agreement]) -> Scan:
+    """Everything but the postings of an accounting date. `weighing`: the agreements that look at more than one leg."""
     found = Scan([], [], set(), set())
-    _scan_lines(connection, date, found)
+    _scan_lines(connection, date, found, list(weighing))
     _scan_legs(connection, date, found)
     return found
 
 
-def _scan_lines(connection: Connection, date: str, found: Scan) -> None:
+def _scan_lines(connection: Connection, date: str, found: Scan, weighing: list[Agreement]) -> None:
     columns = (
         lines.c.traveller_id,
         lines.c.generation,
@@ -57,14 +58,14 @@ def _scan_lines(connection: Connection, date: str, found: Scan) -> None:
     )
     sums: dict[tuple[Any, ...], list[int]] = {}
     first_operator: dict[str, str] = {}
-    late, several = found.late, found.several
+    late, several, weighed = found.late, found.several, set()
     statement = select(*columns).where(lines.c.accounting_date == date)
     for row in rows_of(connection, statement):
         collected = row[4].startswith(_COLLECTOR)
         key = row[4:] if collected else row[5:]
         sum_of = sums.get(key)
         if sum_of is None:
-            sum_of = sums[key] = [0, 0, 0]
+            sum_of = sums[key] = [0, 0, 0, _is_weighed(row, weighing)]
         sum_of[0] += row[2]
         sum_of[1] += row[3]
         sum_of[2] += -1 if row[1] % 2 else 1
@@ -72,8 +73,19 @@ def _scan_lines(connection: Connection, date: str, found: Scan) -> None:
             late.add(row[0])
         elif row[8] is not None and first_operator.setdefault(row[0], row[8]) != row[8] and row[5] in SHARED_KINDS:
             several.add(row[0])
-    rows = [PoolRow(*_as_pool_row(key), *numbers) for key, numbers in sums.items()]
+        if sum_of[3]:
+            weighed.add(row[0])
+    several &= weighed
+    rows = [PoolRow(*_as_pool_row(key), *numbers[:3]) for key, numbers in sums.items()]
     found.rows += sorted(rows, key=lambda row: tuple("" if part is None else part for part in msgspec.structs.astuple(row)))
+
+
+def _is_weighed(row: tuple[Any, ...], weighing: list[Agreement]) -> bool:
+    """Whether an agreement may look at more legs than its own for a line."""
+    _, _, _, _, _, kind, rule_id, bearer, _, network_id, service_date = row
+    return kind in SHARED_KINDS and any(
+        agreement.fits(kind, rule_id, network_id, paid_by, service_date) for agreement in weighing for paid_by in (RIDERS, bearer)
+    )
 
 
 def _as_pool_row(key: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -127,11 +139,13 @@ def shared_days(
         lines.c.amount,
         lines.c.funded,
     )
+    if not names:
+        return
     booked: dict[str, list[BagLine]] = {}
     this = (lines.c.accounting_date == date) & (lines.c.service_date == date)
-    for row in rows_of(connection, select(*columns).where(this)):
-        if row[0] in names and row[2] in SHARED_KINDS:
-            booked.setdefault(row[0], []).append(BagLine(*row[1:]))
+    these = this & _among(connection, lines.c.traveller_id, names) & lines.c.kind.in_(SHARED_KINDS)
+    for row in rows_of(connection, select(*columns).where(these)):
+        booked.setdefault(row[0], []).append(BagLine(*row[1:]))
     rides = _rides(connection, date, names) if with_rides else {}
     for traveller in sorted(booked):
         yield booked[traveller], rides.get(traveller, {})
@@ -140,16 +154,23 @@ def shared_days(
 def _rides(connection: Connection, date: str, names: set[str]) -> dict[str, dict[str, BagRide]]:
     columns = (legs.c.traveller_id, legs.c.leg_id, legs.c.generation, legs.c.journey, legs.c.persons, legs.c.distance_m)
     this = (legs.c.accounting_date == date) & (legs.c.service_date == date)
+    these = this & _among(connection, legs.c.traveller_id, names)
     latest: dict[str, dict[str, tuple[int, BagRide]]] = {}
-    for traveller, leg_id, generation, *ride in rows_of(connection, select(*columns).where(this)):
-        if traveller in names:
-            own = latest.setdefault(traveller, {})
-            if leg_id not in own or own[leg_id][0] < generation:
-                own[leg_id] = (generation, BagRide(*ride))
+    for traveller, leg_id, generation, *ride in rows_of(connection, select(*columns).where(these)):
+        own = latest.setdefault(traveller, {})
+        if leg_id not in own or own[leg_id][0] < generation:
+            own[leg_id] = (generation, BagRide(*ride))
     return {
         traveller: {leg_id: ride for leg_id, (generation, ride) in own.items() if generation % 2 == 0}
         for traveller, own in latest.items()
     }
+
+
+def _among(connection: Connection, column: Column[str], names: Collection[str]) -> ColumnElement[bool]:
+    """Whether a text is one of thousands, given as one parameter: databases limit how many there may be."""
+    if connection.dialect.name == "postgresql":
+        return column == any_(cast(list(names), ARRAY(String)))
+    return column.in_(select(func.json_each(json.dumps(list(names))).table_valued("value").c.value))
 
 
 def movements(connection: Connection, accounting_date: str) -> dict[tuple[str, str], Moved]:

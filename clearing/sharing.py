@@ -116,7 +116,7 @@ def _add_corrections(
     before: str | None,
 ) -> set[tuple[str, str]]:
     """What journeys, days, weeks and months of several operators move; the travellers whose longer periods are still open."""
-    weighing = [row for row in agreements.agreements if row.weighs and row.valid_from.isoformat() <= date]
+    weighing = agreements.weighing(date)
     if not weighing:
         return set()
     anew = scanned.late | share_store.long_travellers(connection, date)

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from fare_engine.errors import Fault, InputError
-from fare_engine.pages.base import Names
+from fare_engine.pages.names import Names
 from fare_engine.pricing.batch import leg_out
 from fare_engine.pricing.fold import Folded, fold
 from fare_engine.pricing.lines import Leg, Line

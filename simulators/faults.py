@@ -27,7 +27,6 @@ from fare_engine.store import registry
 from fare_engine.tap_format import header_for, seal
 from fare_engine.tariff.compile import CompiledTariff, load_compiled
 from simulators.city import build_city
-from simulators.load_city import app as app
 from simulators.proof import Proof, check_now, prove
 from simulators.world import (
     DAY,
@@ -480,6 +479,9 @@ def run_worlds(seed: str, taps: int, processes: int = 1) -> Iterator[Run]:
                 yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+app = typer.Typer()
 
 
 @app.command("faults")

@@ -23,7 +23,7 @@ from fare_engine.tokens import stored_token
 
 CHUNK = 5_000
 
-app = typer.Typer(help="Simulations beside the demo.", no_args_is_help=True)
+app = typer.Typer()
 
 
 @app.command("load-city")

@@ -25,7 +25,8 @@ from clearing.collection.opening import open_collector, provider_secret
 from clearing.collection.provider import EVENTS_PATH, MAX_BODY, Notice, check_signature, webhook_key
 from clearing.collection.words import WORDS
 from fare_engine.errors import CollectionError
-from fare_engine.pages.base import HERE, LANGUAGES, Names, environment, language_of, page
+from fare_engine.pages.base import HERE, environment, language_of, page
+from fare_engine.pages.names import LANGUAGES, Names
 from fare_engine.store import travellers
 from fare_engine.store.travellers import Account
 

@@ -16,7 +16,8 @@ from clearing.close import Rules
 from clearing.commands import rules_of
 from clearing.disputes.claims import AUDITOR, CLEARING_HOUSE
 from clearing.pages.words import WORDS
-from fare_engine.pages.base import HERE, LANGUAGES, Names, environment, language_of, page
+from fare_engine.pages.base import HERE, environment, language_of, page
+from fare_engine.pages.names import LANGUAGES, Names
 from fare_engine.service_day import to_datetime
 from fare_engine.store.database import Database
 

@@ -15,7 +15,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
 from fare_engine.answers import TapAnswer
-from fare_engine.pages.base import Names, environment, language_of, page
+from fare_engine.pages.base import environment, language_of, page
+from fare_engine.pages.names import Names
 from fare_engine.service.app import Service, get_service
 from fare_engine.service_day import MINUTE_MS
 from fare_engine.tap_format import TapEvent, TapKind

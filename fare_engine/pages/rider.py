@@ -15,7 +15,8 @@ from sqlalchemy import Connection
 from fare_engine import booking, claims
 from fare_engine.errors import ClaimError
 from fare_engine.facts import Completion, Tap, in_order
-from fare_engine.pages.base import Names, environment, language_of, page
+from fare_engine.pages.base import environment, language_of, page
+from fare_engine.pages.names import Names
 from fare_engine.pages.words import WORDS
 from fare_engine.pricing.fold import Folded
 from fare_engine.pricing.lines import Leg, Line, Sale

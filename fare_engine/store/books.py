@@ -11,6 +11,7 @@ from fare_engine.booking import Movement
 from fare_engine.rides import RideMovement
 from fare_engine.store import schema
 from fare_engine.store.hashes import hashed
+from fare_engine.store.many import execute_many
 from fare_engine.store.travellers import CASH
 
 _LAST_CLOSED = select(func.max(schema.closes.c.accounting_date))
@@ -128,9 +129,6 @@ class Booking:
 
     def write(self, connection: Connection) -> None:
         """Add everything to the books. A transaction that is there already is a fault of ours and stops the commit."""
-        if self.lines:
-            connection.execute(_ADD_LINE, hashed(schema.lines, self.lines))
-        if self.legs:
-            connection.execute(_ADD_LEG, hashed(schema.legs, self.legs))
-        if self.postings:
-            connection.execute(_ADD_POSTING, hashed(schema.postings, self.postings))
+        execute_many(connection, _ADD_LINE, hashed(schema.lines, self.lines))
+        execute_many(connection, _ADD_LEG, hashed(schema.legs, self.legs))
+        execute_many(connection, _ADD_POSTING, hashed(schema.postings, self.postings))

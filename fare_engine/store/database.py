@@ -7,7 +7,7 @@ begins again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,8 +18,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from fare_engine.at_rest import Cipher
-from fare_engine.store import migrate
-from fare_engine.store.schema import metadata
+from fare_engine.store.schema import FORM, metadata
 
 BUSY_MS = 30_000
 ATTEMPTS = 8
@@ -54,7 +53,13 @@ class Database:
         with self.engine.begin() as connection:
             if not self.is_sqlite:
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({FREEZE_LOCK + 1})")
-            if not inspect(connection).get_table_names():
+            there = inspect(connection).get_table_names()
+            if there and _form(connection, there) == FORM:
+                metadata.create_all(connection)  # tables of packages that were not loaded when the store was begun
+                return
+            from fare_engine.store import migrate  # Alembic takes long to load, and hardly any process needs it
+
+            if not there:
                 metadata.create_all(connection)
                 migrate.stamp(connection)
             else:
@@ -99,6 +104,14 @@ class Database:
     def dispose(self) -> None:
         """Close every connection."""
         self.engine.dispose()
+
+
+def _form(connection: Connection, there: Collection[str]) -> str | None:
+    """The number of the form that a database says it has, given its tables."""
+    if "alembic_version" not in there:
+        return None
+    form: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return form
 
 
 def cipher_of(connection: Connection) -> Cipher:

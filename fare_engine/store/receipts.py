@@ -13,6 +13,7 @@ from fare_engine.ids import tap_id
 from fare_engine.store import schema
 from fare_engine.store.database import cipher_of
 from fare_engine.store.hashes import batch_hash, hashed
+from fare_engine.store.many import execute_many
 from fare_engine.tap_format import TapEvent, TapFormatError, reopen_message
 
 
@@ -126,15 +127,13 @@ def find_latest_stream(connection: Connection, device_id: str) -> Stream | None:
 def begin_streams(connection: Connection, rows: Iterable[dict[str, object]]) -> None:
     """New epochs."""
     found = list(rows)
-    if found:
-        connection.execute(_BEGIN_STREAM, found)
+    execute_many(connection, _BEGIN_STREAM, found)
 
 
 def advance_streams(connection: Connection, streams: Iterable[Stream], at: int) -> None:
     """Streams are acknowledged further."""
     rows = [{"d": s.device_id, "e": s.epoch, "through": s.acknowledged_through, "new_head": s.head, "at": at} for s in streams]
-    if rows:
-        connection.execute(_ADVANCE_STREAM, rows)
+    execute_many(connection, _ADVANCE_STREAM, rows)
 
 
 def add_batches(connection: Connection, batches: Iterable[StoredBatch]) -> None:
@@ -153,8 +152,7 @@ def add_batches(connection: Connection, batches: Iterable[StoredBatch]) -> None:
         row["row_hash"] = batch_hash(row, batch.message)
         row["message"] = cipher.seal(batch.message, message_place(batch.device_id, batch.epoch, batch.first_sequence))
         rows.append(row)
-    if rows:
-        connection.execute(_ADD_BATCH, rows)
+    execute_many(connection, _ADD_BATCH, rows)
 
 
 def message_place(device_id: str, epoch: str, first_sequence: int) -> bytes:

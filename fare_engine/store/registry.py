@@ -64,6 +64,16 @@ _COUNT_ATTEMPT = text(
 _devices = schema.devices
 _DEVICE = (_devices.c.device_id, _devices.c.operator_id, _devices.c.public_key, _devices.c.revoked_at, _devices.c.limits)
 _FIND_DEVICES = select(*_DEVICE).where(_devices.c.device_id.in_(bindparam("ids", expanding=True))).order_by(_devices.c.device_id)
+_KEY = schema.device_keys.c
+_LIST_KEYS = (
+    select(
+        _devices.c.public_key, _devices.c.enrolled_at,
+        _KEY.device_id, _KEY.public_key, _KEY.valid_from, _KEY.valid_to, _KEY.certificate,
+    )
+    .outerjoin_from(_devices, schema.device_keys, _KEY.device_id == _devices.c.device_id)
+    .where(_devices.c.device_id == bindparam("id"))
+    .order_by(_KEY.valid_from.desc())
+)  # fmt: skip
 _LOCK_DEVICES = (
     select(*_DEVICE, exists().where(schema.corrections.c.device_id == _devices.c.device_id).label("is_corrected"))
     .where(_devices.c.device_id.in_(bindparam("ids", expanding=True)))
@@ -142,14 +152,14 @@ def _change_device(connection: Connection, device_id: str, **changes: object) ->
 
 def list_keys(connection: Connection, device_id: str) -> list[DeviceKey]:
     """All keys of a device, the newest first; none for a device that is not known."""
-    device = connection.execute(select(schema.devices).where(schema.devices.c.device_id == device_id)).first()
-    if device is None:
+    rows = connection.execute(_LIST_KEYS, {"id": device_id}).all()
+    if not rows:
         return []
-    table = schema.device_keys
-    rows = connection.execute(select(table).where(table.c.device_id == device_id).order_by(table.c.valid_from.desc())).all()
-    later = [DeviceKey(*tuple(row)[:-1]) for row in rows if row.public_key != device.public_key]
-    first = [DeviceKey(*tuple(row)[:-1]) for row in rows if row.public_key == device.public_key]
-    return later + (first or [DeviceKey(device_id, device.public_key, device.enrolled_at)])
+    enrolled_with, enrolled_at = rows[0][:2]
+    keys = [DeviceKey(*row[2:]) for row in rows if row[2] is not None]
+    later = [key for key in keys if key.public_key != enrolled_with]
+    first = [key for key in keys if key.public_key == enrolled_with]
+    return later + (first or [DeviceKey(device_id, enrolled_with, enrolled_at)])
 
 
 def save_key(connection: Connection, key: DeviceKey) -> None:

@@ -23,6 +23,8 @@ from sqlalchemy import (
 )
 
 metadata = MetaData()
+FORM = "0003"
+"""The number of this form: the newest of store/migrations."""
 _Key = BigInteger().with_variant(Integer, "sqlite")
 
 settings = Table(  # store.registry

@@ -15,6 +15,7 @@ from fare_engine.errors import NotFoundError
 from fare_engine.store import schema
 from fare_engine.store.database import cipher_of
 from fare_engine.store.hashes import hashed
+from fare_engine.store.many import execute_many
 
 logger = logging.getLogger(__name__)
 
@@ -393,8 +394,7 @@ def save_travellers(connection: Connection, travellers: Iterable[Traveller]) -> 
     rows = hashed(schema.travellers, [_row(traveller) for traveller in travellers])
     for row in rows:
         row["key"] = row.pop("traveller_id")
-    if rows:
-        connection.execute(_SAVE_TRAVELLER, rows)
+    execute_many(connection, _SAVE_TRAVELLER, rows)
 
 
 def all_travellers(connection: Connection) -> Iterable[Traveller]:
@@ -434,8 +434,7 @@ def travellers_of_account(connection: Connection, account_id: str) -> list[Trave
 def change_balances(connection: Connection, changes: Mapping[str, int]) -> None:
     """Add to accounts' balances, in the order of their ids."""
     rows = [{"key": account_id, "change": change} for account_id, change in sorted(changes.items()) if change]
-    if rows:
-        connection.execute(_CHANGE_BALANCE, rows)
+    execute_many(connection, _CHANGE_BALANCE, rows)
 
 
 def _row(traveller: Traveller) -> dict[str, object]:

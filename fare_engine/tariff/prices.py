@@ -67,6 +67,7 @@ class Prices:
         self._found: dict[tuple[object, ...], LegPrice | NoPrice] = {}
         self._extremes: dict[tuple[object, ...], LegPrice | NoPrice] = {}
         self._rows: dict[tuple[object, ...], tuple[PriceRow, ...]] = {}
+        self._rules: dict[tuple[object, ...], tuple[FareLegRule, ...]] = {}
         self._named = {
             field: frozenset(getattr(rule, field) for rule in version.leg_rules) - {None}
             for field in ("network_id", "from_area_id", "to_area_id")
@@ -358,10 +359,26 @@ class Prices:
         moment: tuple[frozenset[str], frozenset[str]],
     ) -> list[tuple[int, LegPrice]]:
         assert ride.network_id is not None
-        fitting = [rule for rule in self.version.leg_rules if self._fits(rule, ride.network_id, from_areas, to_areas, moment)]
+        fitting = self._fitting(ride.network_id, tuple(from_areas), tuple(to_areas), moment)
         highest = max((rule.rule_priority for rule in fitting), default=0)
         prices = [self._priced(rule, ride.media, ride.rider_category) for rule in fitting if rule.rule_priority == highest]
         return [(highest, price) for price in prices if price is not None]
+
+    def _fitting(
+        self,
+        network: str,
+        from_areas: tuple[str, ...],
+        to_areas: tuple[str, ...],
+        moment: tuple[frozenset[str], frozenset[str]],
+    ) -> tuple[FareLegRule, ...]:
+        """The rules of `fare_leg_rules.txt` for legs between some areas."""
+        key = (network, from_areas, to_areas, moment)
+        if key not in self._rules:
+            make_room(self._rules)
+            self._rules[key] = tuple(
+                rule for rule in self.version.leg_rules if self._fits(rule, network, from_areas, to_areas, moment)
+            )
+        return self._rules[key]
 
     def _fits(
         self,

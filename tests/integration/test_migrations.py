@@ -14,7 +14,7 @@ import clearing.store  # noqa: F401  # its tables belong to the store
 from fare_engine.store import migrate
 from fare_engine.store.database import Database, sqlite_url
 from fare_engine.store.hashes import HASHERS
-from fare_engine.store.schema import metadata
+from fare_engine.store.schema import FORM, metadata
 from fare_engine.tariff.compile import CompiledTariff
 from tests.integration.desk import AT_REST_KEY, Desk, Stream, fill
 
@@ -74,7 +74,7 @@ def test_a_store_of_the_first_release_gets_this_release_s_form(empty: str) -> No
     database = Database(empty, AT_REST_KEY)
     database.create()
     with database.read() as connection:
-        assert migrate.current(connection) == migrate.head()
+        assert migrate.current(connection) == migrate.head() == FORM
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         differences = [found for found in compare_metadata(context, metadata) if "alembic_version" not in str(found)]
     assert differences == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from importlib import import_module
+from typing import Any
 
 import pytest
 import typer
@@ -14,7 +16,16 @@ from tests.builders import ROOT
 
 DOCUMENTS = ("README.md", "docs/cli.md", "docs/clearing.md", "docs/tariff.md", "load/README.md")
 CODE = re.compile(r"```.*?\n(.*?)```|`([^`\n]+)`|^ {4}(.+)$|^#+ (motthe .*)$", re.MULTILINE | re.DOTALL)
-GROUPS = {name for name, found in typer.main.get_command(motthe.app).commands.items() if hasattr(found, "commands")}  # type: ignore[attr-defined]
+ROOT_GROUP = typer.main.get_group(motthe.app)
+CONTEXT = typer.Context(ROOT_GROUP)
+
+
+def inside(group: Any) -> dict[str, Any]:
+    """A group's commands by name."""
+    return {name: group.get_command(CONTEXT, name) for name in group.list_commands(CONTEXT)}
+
+
+GROUPS = {name for name, found in inside(ROOT_GROUP).items() if hasattr(found, "commands")}
 
 
 @cache
@@ -71,15 +82,21 @@ def test_every_command_that_is_written_down_exists_with_its_options(document: st
 
 
 def test_every_command_is_written_down() -> None:
-    root = typer.main.get_command(motthe.app)
     names = [
         f"{name} {sub}" if sub else name
-        for name, command in root.commands.items()  # type: ignore[attr-defined]
-        for sub in getattr(command, "commands", {"": None})
+        for name, command in inside(ROOT_GROUP).items()
+        for sub in (inside(command) if hasattr(command, "commands") else [""])
     ]
-    assert len(names) >= 8
+    assert len(names) >= 50
     written = "\n".join(text_of(document) for document in DOCUMENTS)
     assert [name for name in names if f"motthe {name}" not in written] == []
+
+
+def test_every_command_of_a_module_is_among_those_that_are_loaded_from_it() -> None:
+    assert None not in [command for group in (ROOT_GROUP, inside(ROOT_GROUP)["simulate"]) for command in inside(group).values()]
+    for modules in (motthe.COMMANDS, motthe.SIMULATIONS):
+        for module, names in modules.items():
+            assert set(inside(typer.main.get_group(import_module(module).app))) == set(names), module
 
 
 def test_every_option_that_the_commands_page_names_exists() -> None:
