@@ -19,7 +19,7 @@ import msgspec
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from clearing import frozen, netting, pools, seals, share_store, statements, store
+from clearing import frozen, netting, pools, seal_store, seals, share_store, statements, store
 from clearing.agreements import Agreements, Fee
 from clearing.bags import Pool
 from clearing.disputes.store import open_items
@@ -427,7 +427,7 @@ def check_shares(connection: Connection, rules: Rules) -> list[Finding]:
     and documents give. Empty: nothing."""
     found: list[Finding] = []
     long_travellers: set[tuple[str, str]] = set()
-    for sealed in store.list_seals(connection):
+    for sealed in seal_store.list_seals(connection):
         on = sealed.accounting_date
         try:
             found += check_date(connection, rules, on, long_travellers)

@@ -2,9 +2,10 @@
 
 Decides which rows are under a date's seal and in which order, whether they still give it, and makes the proof that one tap is
 under it. Rows are hashed from their content, whatever hash they carry themselves. The leaves are, in this order: the messages
-received since the freeze before, by device, epoch and sequence; the date's lines, by transaction; its legs, by movement; its
-postings, by transaction and number, those of the close after all others; what was set aside under it; and the close itself,
-which names the seal before it. docs/keys.md says how an operator checks such a proof alone."""
+received since the freeze before, by device, epoch and sequence, one each; the date's lines together; its legs together; its
+postings together, and those of the close; what was set aside under it, one each; and the close itself, which names the seal
+before it. Rows that are a leaf together are the hash of all their hashes, sorted: nobody asks for the proof of one of them, and
+a tree over millions would cost more than all the rest of a close. docs/keys.md says how an operator checks a proof alone."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from clearing import statements, store
-from clearing.store import Seal
+from clearing import seal_store, statements, store
+from clearing.seal_store import Seal
 from fare_engine.errors import CloseError, EnvelopeError, InclusionError, MottheError, NotFoundError
 from fare_engine.merkle import Builder, inclusion, inclusion_document
 from fare_engine.row_hash import batch_row
@@ -29,7 +30,6 @@ from fare_engine.store.books import Booking
 from fare_engine.store.database import Database
 from fare_engine.store.hashes import HASHERS
 from fare_engine.store.receipts import StoredBatch
-from fare_engine.store.schema import postings
 from fare_engine.store.verify import Finding
 from fare_engine.tap_format import open_message
 
@@ -50,7 +50,7 @@ TABLES = {
 
 
 def seal(connection: Connection, date: str) -> tuple[str, int]:
-    """The root over a closed date's rows as they stand now, in hexadecimal, and how many they are. AtRestError where a message
+    """The root over a closed date's rows as they stand now, in hexadecimal, and the number of leaves. AtRestError where a message
     does not open."""
     builder = Builder()
     _add_all(builder, _leaves(connection, date))
@@ -61,9 +61,13 @@ def seal_new(connection: Connection, date: str, begun: Builder, entries: Booking
     """The root over a frozen date's rows. `begun` holds what the close finds, `entries` are the postings that it is about to
     write."""
     hasher = HASHERS["postings"]
-    rows = sorted(entries.postings, key=lambda posting: (str(posting["transaction_id"]), int(str(posting["number"]))))
-    _add_all(begun, (hasher.of(row) for row in rows))
+    begun.add(together(hasher.of(row) for row in entries.postings))
     return _finished(connection, date, begun)
+
+
+def together(hashes: Iterable[bytes]) -> bytes:
+    """The leaf of many rows, whatever their order."""
+    return hashlib.sha256(b"".join(sorted(hashes))).digest()
 
 
 class Begun(msgspec.Struct):
@@ -76,18 +80,12 @@ class Begun(msgspec.Struct):
 def begin(connection: Connection, date: str) -> Begun:
     """What a close finds of a date, by the hashes that its rows were written with."""
     builder = Builder()
-    repeated: list[str] = []
-    if None in (hashes := list(store.written_batch_hashes(connection, date))):
-        hashes = [batch.leaf for batch in store.sealed_batches(connection, date)]
+    if None in (hashes := list(seal_store.written_batch_hashes(connection, date))):
+        hashes = [batch.leaf for batch in seal_store.sealed_batches(connection, date)]
     _add_all(builder, hashes)  # type: ignore[arg-type]  # none of them is None
-    for sealed in store.sealed_before_the_close(connection, date):
-        before = ""
-        for place, found in store.written_hashes(connection, sealed):
-            builder.add(found)
-            if place == before and sealed.table is not postings and len(repeated) < SHOWN:
-                repeated.append(place)
-            before = place
-    return Begun(builder, repeated)
+    for sealed in seal_store.sealed_before_the_close(date):
+        builder.add(together(seal_store.written_hashes(connection, sealed)))
+    return Begun(builder, seal_store.booked_twice(connection, date, SHOWN))
 
 
 def begin_apart(database: Database, date: str) -> Callable[[], Begun]:
@@ -129,15 +127,15 @@ def _finished(connection: Connection, date: str, builder: Builder) -> tuple[str,
 
 
 def _leaves(connection: Connection, date: str) -> Iterator[bytes]:
-    yield from (batch.leaf for batch in store.sealed_batches(connection, date))
-    for sealed in (*store.sealed_before_the_close(connection, date), store.sealed_of_the_close(date)):
-        yield from store.leaves(connection, sealed)
+    yield from (batch.leaf for batch in seal_store.sealed_batches(connection, date))
+    for sealed in (*seal_store.sealed_before_the_close(date), seal_store.sealed_of_the_close(date)):
+        yield together(seal_store.made_hashes(connection, sealed))
     yield from _last_leaves(connection, date)
 
 
 def _last_leaves(connection: Connection, date: str) -> Iterator[bytes]:
-    yield from store.leaves(connection, store.sealed_quarantine(connection, date))
-    yield store.sealed_close(connection, date)
+    yield from seal_store.made_hashes(connection, seal_store.sealed_quarantine(connection, date))
+    yield seal_store.sealed_close(connection, date)
 
 
 def _add_all(builder: Builder, leaves: Iterable[bytes]) -> None:
@@ -157,8 +155,8 @@ def prove(connection: Connection, device_id: str, epoch: str, sequence: int) -> 
     held = receipts.list_batches(connection, device_id, epoch, sequence, sequence)
     if not held:
         raise NotFoundError(f"no tap {device_id}/{epoch}/{sequence}")
-    date = store.sealing_date(connection, device_id, epoch, sequence)
-    sealed = next((found for found in store.list_seals(connection) if found.accounting_date == date), None)
+    date = seal_store.sealing_date(connection, device_id, epoch, sequence)
+    sealed = next((found for found in seal_store.list_seals(connection) if found.accounting_date == date), None)
     if date is None or sealed is None:
         raise CloseError(f"{device_id}/{epoch}/{sequence} was received after the last close: a proof comes with the next one")
     stored = held[0]
@@ -191,7 +189,7 @@ def prove(connection: Connection, device_id: str, epoch: str, sequence: int) -> 
 def _index_of(connection: Connection, date: str, stored: StoredBatch) -> int:
     """Which leaf a message is: messages come first."""
     place = (stored.device_id, stored.epoch, stored.first_sequence)
-    for index, batch in enumerate(store.sealed_batches(connection, date)):
+    for index, batch in enumerate(seal_store.sealed_batches(connection, date)):
         if (batch.device_id, batch.epoch, batch.first_sequence) == place:
             return index
     raise InclusionError(f"the message {place} is not among those sealed with {date}")
@@ -214,23 +212,25 @@ def signing_key(connection: Connection, stored: StoredBatch) -> bytes | None:
 
 def check_date(connection: Connection, date: str) -> Iterator[Finding]:
     """What of one published date was changed since: each line, leg and posting that is not as it was written, and the seal."""
-    sealed = next((found for found in store.list_seals(connection) if found.accounting_date == date), None)
+    sealed = next((found for found in seal_store.list_seals(connection) if found.accounting_date == date), None)
     if sealed is None:
         yield Finding("closes", date, "is not closed")
         return
     builder = Builder()
-    _add_all(builder, (batch.leaf for batch in store.sealed_batches(connection, date)))
-    for rows in (*store.sealed_before_the_close(connection, date), store.sealed_of_the_close(date)):
-        for row in store.compared(connection, rows):
+    _add_all(builder, (batch.leaf for batch in seal_store.sealed_batches(connection, date)))
+    for rows in (*seal_store.sealed_before_the_close(date), seal_store.sealed_of_the_close(date)):
+        made = []
+        for row in seal_store.compared(connection, rows):
             if row.written != row.made:
                 yield Finding(str(rows.table.name), row.key, "is not the row that was written: its hash is another one")
-            builder.add(row.made)
+            made.append(row.made)
+        builder.add(together(made))
     if sealed.tree_size is not None and _finished(connection, date, builder) != (sealed.head, sealed.tree_size):
         yield Finding("closes", date, "its rows are not those that were sealed")
 
 
 def _check_seals(connection: Connection) -> Iterator[Finding]:
-    for sealed in store.list_seals(connection):
+    for sealed in seal_store.list_seals(connection):
         try:
             fault = _fault(connection, sealed)
         except (MottheError, SQLAlchemyError, ValueError, TypeError) as error:
@@ -252,7 +252,7 @@ def _fault(connection: Connection, sealed: Seal) -> str | None:
 def _seal_before(connection: Connection, date: str) -> str:
     """The seal as the first release made it: over lines and postings only."""
     total = hashlib.sha256()
-    for row in store.rows_sealed_before(connection, date):
+    for row in seal_store.rows_sealed_before(connection, date):
         total.update(hashlib.sha256(row).digest())
     return total.hexdigest()
 
@@ -260,7 +260,7 @@ def _seal_before(connection: Connection, date: str) -> str:
 def check_documents(connection: Connection) -> Iterator[Finding]:
     """Each document is the one whose hash was published, names the one before it, and is of its date and operator."""
     before: dict[str, str] = {}
-    seals = {sealed.accounting_date: sealed for sealed in store.list_seals(connection)}
+    seals = {sealed.accounting_date: sealed for sealed in seal_store.list_seals(connection)}
     held: set[tuple[str, str]] = set()
     for date, name, content, sha256, previous in store.all_statements(connection):
         is_changed = not isinstance(content, bytes) or statements.digest(content) != sha256

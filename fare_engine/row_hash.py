@@ -43,7 +43,11 @@ class Hasher:
         """The row's hash, 16 bytes. Other columns of the row are passed over; one that is missing raises KeyError.
 
         Values are as the database gives them back, or the hash would not be found again."""
-        return sha256(self._prefix + _encode(self._values(row))).digest()[:HASH_BYTES]
+        return self.of_values(self._values(row))
+
+    def of_values(self, values: object) -> bytes:
+        """The same of the columns' values alone, as a tuple in the order of `columns`."""
+        return sha256(self._prefix + _encode(values)).digest()[:HASH_BYTES]
 
 
 def row_hash(table: str, values: Mapping[str, object]) -> bytes:

@@ -75,7 +75,10 @@ _EVIDENCE = b"evidence"
 _streams = schema.streams
 _FIND_STREAMS = (
     select(_streams.c.device_id, _streams.c.epoch, _streams.c.acknowledged_through, _streams.c.head)
-    .where(tuple_(_streams.c.device_id, _streams.c.epoch).in_(bindparam("keys", expanding=True)))
+    .where(
+        _streams.c.device_id.in_(bindparam("devices", expanding=True)),
+        tuple_(_streams.c.device_id, _streams.c.epoch).in_(bindparam("keys", expanding=True)),
+    )
     .order_by(_streams.c.device_id, _streams.c.epoch)
 )
 _BEGIN_STREAM = insert(_streams)
@@ -97,9 +100,11 @@ _LATEST_STREAM = (
 )
 _STREAMS_OF_DEVICE = select(_streams).where(_streams.c.device_id == bindparam("device"))
 _alarms = schema.alarms
-_SAME_ALARM = select(_alarms.c.alarm_id).where(
-    _alarms.c.device_id == bindparam("device"), _alarms.c.kind == bindparam("kind"), _alarms.c.detail == bindparam("detail")
+_ALARM = (_alarms.c.device_id, _alarms.c.kind, _alarms.c.detail)
+_SAME_ALARMS = select(*_ALARM).where(
+    _alarms.c.device_id.in_(bindparam("devices", expanding=True)), tuple_(*_ALARM).in_(bindparam("keys", expanding=True))
 )
+_ADD_ALARM = insert(_alarms)
 _SUCCESSORS = select(_streams.c.epoch).where(
     _streams.c.device_id == bindparam("device"), _streams.c.predecessor == bindparam("before")
 )
@@ -108,8 +113,13 @@ _SUCCESSORS = select(_streams.c.epoch).where(
 
 def find_streams(connection: Connection, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], Stream]:
     """The streams of some (device, epoch) pairs that are known. Whoever writes them holds their devices' locks."""
-    rows = connection.execute(_FIND_STREAMS, {"keys": sorted(keys)})
+    rows = connection.execute(_FIND_STREAMS, _keyed(keys))
     return {(row.device_id, row.epoch): Stream(*row) for row in rows}
+
+
+def _keyed(keys: Collection[tuple[str, ...]]) -> dict[str, object]:
+    """Rows by several columns, the first of them the device. SQLite finds no pair by an index; devices it does."""
+    return {"keys": sorted(keys), "devices": sorted({key[0] for key in keys})}
 
 
 def find_successor(connection: Connection, device_id: str, predecessor: str) -> str | None:
@@ -335,21 +345,23 @@ class Alarm:
 
 def add_alarms(connection: Connection, alarms: Iterable[Alarm]) -> None:
     """Alarms, once each: one that says the same of the same device as one before is not raised again."""
-    rows = []
-    for alarm in alarms:
-        same = {"device": alarm.device_id, "kind": alarm.kind, "detail": alarm.detail}
-        if connection.execute(_SAME_ALARM, same).first() is None:
-            row = {
-                "raised_at": alarm.raised_at,
-                "kind": alarm.kind,
-                "device_id": alarm.device_id,
-                "detail": alarm.detail,
-                "evidence": _sealed_evidence(connection, alarm.evidence),
-                "held": _sealed_evidence(connection, alarm.held),
-            }
-            rows.append(row)
-    if rows:
-        connection.execute(_alarms.insert(), hashed(_alarms, rows))
+    found = {(alarm.device_id, alarm.kind, alarm.detail): alarm for alarm in alarms}
+    if not found:
+        return
+    raised = {tuple(row) for row in connection.execute(_SAME_ALARMS, _keyed(found))}
+    rows = [
+        {
+            "raised_at": alarm.raised_at,
+            "kind": alarm.kind,
+            "device_id": alarm.device_id,
+            "detail": alarm.detail,
+            "evidence": _sealed_evidence(connection, alarm.evidence),
+            "held": _sealed_evidence(connection, alarm.held),
+        }
+        for key, alarm in found.items()
+        if key not in raised
+    ]
+    execute_many(connection, _ADD_ALARM, hashed(_alarms, rows))
 
 
 def list_alarms(connection: Connection) -> list[Alarm]:

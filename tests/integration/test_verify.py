@@ -19,7 +19,7 @@ from sqlalchemy import BigInteger, Integer, LargeBinary, Table, func, select, te
 from sqlalchemy.exc import IntegrityError
 from typer.testing import CliRunner
 
-import clearing.store
+import clearing.seal_store
 from clearing import tap_commands
 from clearing.bank import booking
 from clearing.bank.accounts import Accounts
@@ -567,7 +567,7 @@ def test_a_seal_of_the_first_release_is_still_checked(desk: Desk, tmp_path: Path
     desk.taken(bus.new())
     close(opened, DAY)
     with desk.database.write() as connection:
-        total = sha256(b"".join(sha256(row).digest() for row in clearing.store.rows_sealed_before(connection, DAY)))
+        total = sha256(b"".join(sha256(row).digest() for row in clearing.seal_store.rows_sealed_before(connection, DAY)))
         clearing.store.set_head(connection, DAY, total.hexdigest(), 0)
         connection.execute(text("update closes set tree_size = null, batches_through = null"))
     with desk.database.read() as connection:
@@ -580,9 +580,9 @@ def test_a_seal_of_the_first_release_is_still_checked(desk: Desk, tmp_path: Path
 
 def test_each_seal_holds_the_messages_since_the_one_before_and_names_it(store: Opened) -> None:
     with store.database.read() as connection:
-        first, second = ({b.leaf for b in clearing.store.sealed_batches(connection, date)} for date in (DAY, NEXT_DAY))
+        first, second = ({b.leaf for b in clearing.seal_store.sealed_batches(connection, date)} for date in (DAY, NEXT_DAY))
         received = len(list(receipts.all_batches(connection)))
-        seals = clearing.store.list_seals(connection)
+        seals = clearing.seal_store.list_seals(connection)
         proofs = [json.loads(clearing.store.published(connection, date)["proof.json"]) for date in (DAY, NEXT_DAY)]
     assert len(first) + len(second) == received - 1, "all but what came after the last close"
     assert not first & second
