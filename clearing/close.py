@@ -19,22 +19,22 @@ import msgspec
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from clearing import frozen, netting, pools, seal_store, seals, share_store, statements, store
+from clearing import apart, frozen, netting, pools, seal_store, seals, share_store, statements, store
 from clearing.agreements import Agreements, Fee
 from clearing.bags import Pool
+from clearing.columns import OfConnection
 from clearing.disputes.store import open_items
 from clearing.documents import harmless, pdf, xlsx
 from clearing.frozen import OpenItems
 from clearing.payments import Payment, payments_of
 from clearing.pools import PoolState, Shares
 from clearing.printing import Printer
-from clearing.scan import Scan, scan
-from clearing.scan import movements as movements_under
-from clearing.seals import Begun
+from clearing.scan import Moved, Scan, ToScan, scan, scan_in_process
+from clearing.seals import Begun, ToBegin
 from clearing.share_store import RideRow
 from clearing.sharing import CapScopes, Sharing, share
 from clearing.statements import Books
-from clearing.store import Moved, PoolRow
+from clearing.store import PoolRow
 from fare_engine import ledger
 from fare_engine.errors import BooksError, CloseError, MottheError
 from fare_engine.ledger import Code
@@ -49,7 +49,7 @@ Movements = Mapping[tuple[str, str], Moved]
 """(account, code) → what moved under the date before its close."""
 
 APART = 100_000
-"""A date of more lines than this is sealed in a process of its own while the rest is computed."""
+"""A date of more lines than this is scanned and sealed in processes of their own, beside each other."""
 
 Step = Callable[[str], None]
 """Is told what the run is at."""
@@ -127,9 +127,13 @@ def freeze(connection: Connection, date: str, frozen_at: int, tariff: CompiledTa
 
 def _publish(database: Database, rules: Rules, date: str, despite: str, step: Step) -> Closed:
     with database.read(long=True) as connection:
-        large = store.count_lines(connection, date) > APART
-        begun = seals.begin_apart(database, date) if large else partial(seals.begin, connection, date)
-        computed = compute(connection, rules, date, begun, despite, step)
+        if store.count_lines(connection, date) > APART:
+            begun = apart.begin(seals.begin_in_process, ToBegin(database.url, database.at_rest_key, date))
+            scanned = apart.begin(scan_in_process, ToScan(database.url, date, rules.agreements.weighing(date)))
+        else:
+            begun = partial(seals.begin, connection, date)
+            scanned = partial(scan_of, connection, rules, date)
+        computed = compute(connection, rules, date, scanned, begun, despite, step)
     step(f"publish {date}")
     with database.write() as connection:
         documents = store.published(connection, date)
@@ -148,24 +152,30 @@ def _publish(database: Database, rules: Rules, date: str, despite: str, step: St
     return Closed(date, computed.documents, newly=True)
 
 
+def scan_of(connection: Connection, rules: Rules, date: str) -> Scan:
+    """What is booked under a date, read in this process."""
+    return scan(OfConnection(connection), date, rules.agreements.weighing(date))
+
+
 def compute(
     connection: Connection,
     rules: Rules,
     date: str,
+    look: Callable[[], Scan],
     begun: Callable[[], Begun],
     despite: str = "",
     step: Step = lambda _: None,
 ) -> Computed:
-    """Everything that the close of a frozen date publishes; nothing is written. BooksError if the proof does not hold. `begun`
-    gives the seal over what the close found."""
+    """Everything that the close of a frozen date publishes; nothing is written. BooksError if the proof does not hold. `look`
+    gives what is booked, `begun` the seal over it."""
     agreements = rules.agreements
     items, taps = frozen.list_open(connection, date), frozen.taps_under(connection, date)
     if not despite:
         frozen.check_open(items, taps, agreements.most_open)
     step(f"pools {date}")
-    scanned = scan(connection, date, agreements.weighing(date))
-    rows, movements = scanned.rows, movements_under(connection, date)
-    found = _shared(connection, scanned, movements, rules, date)
+    scanned = look()
+    rows, movements = scanned.rows, scanned.movements
+    found = _shared(connection, scanned, rules, date)
     step(f"net {date}")
     balances = _balances(movements, found.entries)
     found.net = netting.positions(balances)
@@ -180,7 +190,7 @@ def compute(
     sealed = begun()
     if sealed.repeated:
         raise BooksError(f"booked twice under {date}: {sealed.repeated}")
-    found.seal, found.tree_size = seals.seal_new(connection, date, sealed.builder, found.entries)
+    found.seal, found.tree_size = seals.seal_new(connection, date, sealed, found.entries)
     step(f"statements {date}")
     facts = Books(
         date,
@@ -201,7 +211,7 @@ def compute(
 # ---- pools
 
 
-def _shared(connection: Connection, scanned: Scan, movements: Movements, rules: Rules, date: str) -> Computed:
+def _shared(connection: Connection, scanned: Scan, rules: Rules, date: str) -> Computed:
     """Who gets what of a frozen date's money: each pool is rounded, and moved from the fares accounts to the parties."""
     before = store.date_before(connection, date)
     sharing = share(connection, scanned, rules.agreements, rules.caps, date, before)
@@ -209,7 +219,7 @@ def _shared(connection: Connection, scanned: Scan, movements: Movements, rules: 
     _settle(connection, sharing.changes, date, found, Code.SETTLED)
     held = {
         account.partition(":")[2]: amount
-        for account, amount in _by_account(movements).items()
+        for account, amount in _by_account(scanned.movements).items()
         if account.startswith("collector:")
     }
     fees = fees_of(rules.agreements, date, scanned.rows, scanned.rides, held, found.settled)
@@ -440,8 +450,9 @@ def check_shares(connection: Connection, rules: Rules) -> list[Finding]:
 
 def check_date(connection: Connection, rules: Rules, on: str, long_travellers: set[tuple[str, str]]) -> Iterator[Finding]:
     """The same for one date; adds the travellers of whom more is shared at the end of a week or month."""
-    movements = movements_under(connection, on)
-    computed = _shared(connection, scan(connection, on, rules.agreements.weighing(on)), movements, rules, on)
+    scanned = scan_of(connection, rules, on)
+    movements = scanned.movements
+    computed = _shared(connection, scanned, rules, on)
     long_travellers |= computed.sharing.long_travellers
     yield from _check_frozen(connection, rules, on)
     for use in sorted(set(computed.sharing.used) ^ share_store.uses_under(connection, on)):

@@ -6,24 +6,37 @@ other: it costs a fraction of what as many sorted groups cost in the database.""
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
 from sqlalchemy import ARRAY, Column, ColumnElement, Connection, String, any_, cast, func, select
 
 from clearing.agreements import LEG_KINDS, RIDERS, Agreement
 from clearing.bags import BagLine, BagRide
+from clearing.columns import Reader, alone
 from clearing.share_store import RideRow
-from clearing.store import OF_THE_CLOSE, Moved, PoolRow, rows_of
+from clearing.store import OF_THE_CLOSE, PoolRow, rows_of
+from fare_engine.errors import BooksError
 from fare_engine.store.schema import legs, lines, postings
 
 SHARED_KINDS = frozenset((*LEG_KINDS, "cap"))
-_COLLECTOR = "collector:"
+COLLECTOR, RIDER = "collector:", "rider:"
+SEPARATOR = "\x1f"
+"""Stands between the texts of a key."""
+
+
+class Moved(msgspec.Struct):
+    """What moved on an account for one reason: its debits and its credits."""
+
+    debits: int = 0
+    credits: int = 0
 
 
 class Scan(msgspec.Struct):
-    """What a date's lines and legs tell."""
+    """What a date's lines, legs and postings tell."""
 
     rows: list[PoolRow]
     """Sums by all that a statement distinguishes, in their order."""
@@ -32,95 +45,166 @@ class Scan(msgspec.Struct):
     """Travellers of whom something moved for an earlier service date."""
     several: set[str]
     """Travellers who rode with several operators on the date itself and have lines that an agreement weighs."""
+    movements: dict[tuple[str, str], Moved]
+    """(account, code) → what moved, without the postings of the date's own close. Riders' accounts are one: `rider`."""
 
 
-def scan(connection: Connection, date: str, weighing: Iterable[Agreement]) -> Scan:
-    """Everything but the postings of an accounting date. `weighing`: the agreements that look at more than one leg."""
-    found = Scan([], [], set(), set())
-    _scan_lines(connection, date, found, list(weighing))
-    _scan_legs(connection, date, found)
+def scan(reader: Reader, date: str, weighing: Iterable[Agreement]) -> Scan:
+    """Everything that is booked under a date. `weighing`: the agreements that look at more than one leg."""
+    found = Scan([], [], set(), set(), {})
+    _scan_lines(reader, date, found, list(weighing))
+    _scan_legs(reader, date, found)
+    _scan_postings(reader, date, found)
     return found
 
 
-def _scan_lines(connection: Connection, date: str, found: Scan, weighing: list[Agreement]) -> None:
-    columns = (
-        lines.c.traveller_id,
-        lines.c.generation,
-        lines.c.amount,
-        lines.c.funded,
-        lines.c.payer,
-        lines.c.kind,
-        lines.c.rule_id,
-        lines.c.bearer,
-        lines.c.operator_id,
-        lines.c.network_id,
-        lines.c.service_date,
-    )
-    sums: dict[tuple[Any, ...], list[int]] = {}
-    first_operator: dict[str, str] = {}
-    late, several, weighed = found.late, found.several, set()
-    statement = select(*columns).where(lines.c.accounting_date == date)
-    for row in rows_of(connection, statement):
-        collected = row[4].startswith(_COLLECTOR)
-        key = row[4:] if collected else row[5:]
-        sum_of = sums.get(key)
-        if sum_of is None:
-            sum_of = sums[key] = [0, 0, 0, _is_weighed(row, weighing)]
-        sum_of[0] += row[2]
-        sum_of[1] += row[3]
-        sum_of[2] += -1 if row[1] % 2 else 1
-        if row[10] != date:
-            late.add(row[0])
-        elif row[8] is not None and first_operator.setdefault(row[0], row[8]) != row[8] and row[5] in SHARED_KINDS:
-            several.add(row[0])
-        if sum_of[3]:
-            weighed.add(row[0])
-    several &= weighed
-    rows = [PoolRow(*_as_pool_row(key), *numbers[:3]) for key, numbers in sums.items()]
+class ToScan(msgspec.Struct, frozen=True):
+    """What a process needs to know for `scan_in_process`."""
+
+    url: str
+    date: str
+    weighing: list[Agreement]
+
+
+def scan_in_process(told: ToScan) -> Scan:
+    """`scan`, in a process that does nothing else."""
+    with alone(told.url) as reader:
+        return scan(reader, told.date, told.weighing)
+
+
+def _scan_lines(reader: Reader, date: str, found: Scan, weighing: Sequence[Agreement]) -> None:
+    key = (lines.c.kind, lines.c.rule_id, lines.c.bearer, lines.c.operator_id, lines.c.network_id, lines.c.service_date)
+    columns = (lines.c.traveller_id, lines.c.generation, lines.c.amount, lines.c.funded, lines.c.payer, *key)
+    sums = _Sums(len(key) + 1, lambda parts: _is_weighed(parts, weighing))
+    rode, weighed = [], set()
+    for batch in reader.batches(select(*columns).where(lines.c.accounting_date == date)):
+        collector = pc.if_else(pc.starts_with(batch["payer"], COLLECTOR), batch["payer"], "")
+        keys = _joined(*(batch[column.name] for column in key), collector)
+        sums.add(keys, batch["amount"], batch["funded"], _sign(batch["generation"]))
+        is_late = pc.not_equal(batch["service_date"], date)
+        found.late.update(batch["traveller_id"].filter(is_late).unique().to_pylist())
+        weighed.update(batch["traveller_id"].filter(sums.flags(keys)).unique().to_pylist())
+        shared = pc.is_in(batch["kind"], value_set=pa.array(sorted(SHARED_KINDS)))
+        on_the_day = pc.and_(pc.and_(shared, pc.invert(is_late)), pc.is_valid(batch["operator_id"]))
+        rode.append(_different(pa.table([batch["traveller_id"], batch["operator_id"]], _RODE).filter(on_the_day)))
+    if rode:
+        operators = _different(pa.concat_tables(rode)).group_by("traveller_id").aggregate([("operator_id", "count")])
+        several = operators.filter(pc.greater(operators["operator_id_count"], 1))
+        found.several |= weighed.intersection(several["traveller_id"].to_pylist())
+    rows = [PoolRow(*_as_pool_row(parts), *numbers) for parts, numbers in sums.items()]
     found.rows += sorted(rows, key=lambda row: tuple("" if part is None else part for part in msgspec.structs.astuple(row)))
 
 
-def _is_weighed(row: tuple[Any, ...], weighing: list[Agreement]) -> bool:
+_RODE = ("traveller_id", "operator_id")
+
+
+def _different(table: pa.Table) -> pa.Table:
+    return table.group_by(table.column_names).aggregate([])
+
+
+def _as_pool_row(parts: Sequence[str | None]) -> tuple[Any, ...]:
+    """What a sum is of, in the order of a row; whose till it is in stands last in its key."""
+    *same, collector = parts
+    return (*same, "collector", collector.removeprefix(COLLECTOR)) if collector else (*same, "rider", "")
+
+
+def _is_weighed(parts: Sequence[str | None], weighing: Iterable[Agreement]) -> bool:
     """Whether an agreement may look at more legs than its own for a line."""
-    _, _, _, _, _, kind, rule_id, bearer, _, network_id, service_date = row
+    kind, rule_id, bearer, _, network_id, service_date, _ = parts
+    assert kind is not None
+    assert rule_id is not None
+    assert bearer is not None
+    assert service_date is not None
     return kind in SHARED_KINDS and any(
         agreement.fits(kind, rule_id, network_id, paid_by, service_date) for agreement in weighing for paid_by in (RIDERS, bearer)
     )
 
 
-def _as_pool_row(key: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a sum is of, in the order of a row; who collected it stands first in the key of what somebody's till holds."""
-    if len(key) == 6:
-        return (*key, "rider", "")
-    return (*key[1:], "collector", key[0][len(_COLLECTOR) :])
+def _scan_legs(reader: Reader, date: str, found: Scan) -> None:
+    key = (legs.c.operator_id, legs.c.network_id, legs.c.route_id, legs.c.rider_category, legs.c.service_date)
+    columns = (legs.c.traveller_id, legs.c.generation, legs.c.persons, legs.c.distance_m, *key)
+    sums = _Sums(len(key))
+    for batch in reader.batches(select(*columns).where(legs.c.accounting_date == date)):
+        sign = _sign(batch["generation"])
+        persons = pc.multiply(sign, batch["persons"])
+        metres = pc.multiply(persons, pc.fill_null(batch["distance_m"], 0))
+        sums.add(_joined(*(batch[column.name] for column in key)), persons, sign, metres)
+        found.late.update(batch["traveller_id"].filter(pc.not_equal(batch["service_date"], date)).unique().to_pylist())
+    in_order = sorted(sums.items(), key=lambda item: tuple(part or "" for part in item[0]))
+    found.rides += [RideRow(*parts, *numbers) for parts, numbers in in_order]  # type: ignore[arg-type]  # a key's columns
 
 
-def _scan_legs(connection: Connection, date: str, found: Scan) -> None:
-    columns = (
-        legs.c.traveller_id,
-        legs.c.generation,
-        legs.c.persons,
-        legs.c.distance_m,
-        legs.c.operator_id,
-        legs.c.network_id,
-        legs.c.route_id,
-        legs.c.rider_category,
-        legs.c.service_date,
-    )
-    sums: dict[tuple[Any, ...], list[int]] = {}
-    statement = select(*columns).where(legs.c.accounting_date == date)
-    for row in rows_of(connection, statement):
-        sum_of = sums.get(row[4:])
-        if sum_of is None:
-            sum_of = sums[row[4:]] = [0, 0, 0]
-        sign = -1 if row[1] % 2 else 1
-        sum_of[0] += sign * row[2]
-        sum_of[1] += sign
-        sum_of[2] += sign * (row[3] or 0) * row[2]
-        if row[8] != date:
-            found.late.add(row[0])
-    in_order = sorted(sums.items(), key=lambda item: tuple("" if part is None else part for part in item[0]))
-    found.rides += [RideRow(*key, *numbers) for key, numbers in in_order]
+def _scan_postings(reader: Reader, date: str, found: Scan) -> None:
+    columns = (postings.c.debit, postings.c.credit, postings.c.code, postings.c.amount)
+    these = (postings.c.accounting_date == date) & postings.c.code.not_in(OF_THE_CLOSE)
+    sums = _Sums(3)
+    for batch in reader.batches(select(*columns).where(these)):
+        sums.add(_joined(_account(batch["debit"]), _account(batch["credit"]), batch["code"]), batch["amount"])
+    moved = found.movements
+    for (debit, credit, code), (amount,) in sums.items():
+        assert debit is not None
+        assert credit is not None
+        assert code is not None
+        moved.setdefault((debit, code), Moved()).debits += amount
+        moved.setdefault((credit, code), Moved()).credits += amount
+
+
+def _account(names: pa.Array) -> pa.Array:
+    return pc.if_else(pc.starts_with(names, RIDER), "rider", names)
+
+
+# ---- sums by keys
+
+
+def _joined(*columns: pa.Array) -> pa.DictionaryArray:
+    """Several columns of texts as one of keys, in which nothing is empty text."""
+    return pc.binary_join_element_wise(*columns, SEPARATOR, null_handling="replace", null_replacement="").dictionary_encode()
+
+
+def _sign(generations: pa.Array) -> pa.Array:
+    """1 for what was booked, -1 for what was reversed."""
+    return pc.subtract(1, pc.multiply(2, pc.bit_wise_and(generations, 1)))
+
+
+class _Sums:
+    """Sums of several columns by key, batch after batch, and something asked once of each key."""
+
+    def __init__(self, width: int, flag: Callable[[Sequence[str | None]], bool] = lambda _: False) -> None:
+        self._width = width
+        self._flag = flag
+        self._sums: dict[str, list[int]] = {}
+        self._flags: dict[str, bool] = {}
+
+    def add(self, keys: pa.DictionaryArray, *columns: pa.Array) -> None:
+        """Add columns' numbers to the sums of their rows' keys."""
+        table = pa.table([keys.indices, *columns], ["key", *map(str, range(len(columns)))])
+        sums = table.group_by("key", use_threads=False).aggregate([(f"{number}", "sum") for number in range(len(columns))])
+        texts = keys.dictionary.to_pylist()
+        key_of, *numbers = (sums[name].to_pylist() for name in ("key", *(f"{number}_sum" for number in range(len(columns)))))
+        for index, *added in zip(key_of, *numbers, strict=True):
+            held = self._sums.setdefault(texts[index], [0] * len(columns))
+            held[:] = map(int.__add__, held, added)
+
+    def flags(self, keys: pa.DictionaryArray) -> pa.Array:
+        """What is asked of each key, for each row."""
+        texts = keys.dictionary.to_pylist()
+        for text in texts:
+            if text not in self._flags:
+                self._flags[text] = self._flag(self._parts(text))
+        return pa.array([self._flags[text] for text in texts], pa.bool_()).take(keys.indices)
+
+    def items(self) -> Iterator[tuple[list[str | None], list[int]]]:
+        """Each key's parts and its sums."""
+        return ((self._parts(text), numbers) for text, numbers in self._sums.items())
+
+    def _parts(self, text: str) -> list[str | None]:
+        found = text.split(SEPARATOR)
+        if len(found) != self._width:
+            raise BooksError(f"a control character stands in {text!r}")
+        return [part or None for part in found]
+
+
+# ---- travellers
 
 
 def shared_days(
@@ -171,20 +255,3 @@ def _among(connection: Connection, column: Column[str], names: Collection[str]) 
     if connection.dialect.name == "postgresql":
         return column == any_(cast(list(names), ARRAY(String)))
     return column.in_(select(func.json_each(json.dumps(list(names))).table_valued("value").c.value))
-
-
-def movements(connection: Connection, accounting_date: str) -> dict[tuple[str, str], Moved]:
-    """(account, code) → what moved under a date, without the postings of its own close. Riders' accounts are one: `rider`."""
-    found: dict[tuple[str, str], Moved] = {}
-    columns = (postings.c.debit, postings.c.credit, postings.c.code, postings.c.amount)
-    these = (postings.c.accounting_date == accounting_date) & postings.c.code.not_in(OF_THE_CLOSE)
-    for debit, credit, code, amount in rows_of(connection, select(*columns).where(these)):
-        debited = ("rider" if debit.startswith("rider:") else debit, code)
-        credited = ("rider" if credit.startswith("rider:") else credit, code)
-        if debited not in found:
-            found[debited] = Moved()
-        if credited not in found:
-            found[credited] = Moved()
-        found[debited].debits += amount
-        found[credited].credits += amount
-    return found

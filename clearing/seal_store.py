@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Column, ColumnElement, Connection, Select, Table, collate, func, select
 
+from clearing.columns import Reader
 from clearing.store import OF_THE_CLOSE, STREAM, rows_of
 from fare_engine.ledger import Code
 from fare_engine.row_hash import row_hash
@@ -120,24 +121,29 @@ def compared(connection: Connection, sealed: Sealed) -> Iterator[Compared]:
         yield Compared("/".join(map(str, row[: first - 1])), row[first - 1], hasher.of_values(row[first:]))
 
 
-def written_hashes(connection: Connection, sealed: Sealed) -> list[bytes]:
+def written_hashes(reader: Reader, sealed: Sealed) -> list[bytes]:
     """The hashes of some rows as they were written with them; of a row without one, from its columns. A row that was changed
     since has another hash than its content: then neither the row nor the seal holds, and `motthe taps verify` names both."""
-    table = sealed.table
-    hashes = [row[0] for row in rows_of(connection, select(table.c.row_hash).where(*sealed.these))]
-    if None in hashes:
-        without = Sealed(table, (*sealed.these, table.c.row_hash.is_(None)))
-        return [*(found for found in hashes if found is not None), *made_hashes(connection, without)]
+    table, hasher = sealed.table, HASHERS[sealed.table.name]
+    hashes: list[bytes] = []
+    is_without = False
+    for batch in reader.batches(select(table.c.row_hash).where(*sealed.these)):
+        is_without = is_without or batch["row_hash"].null_count > 0
+        hashes += batch["row_hash"].drop_null().to_pylist()
+    if is_without:
+        columns = [table.c[name] for name in hasher.columns]
+        for batch in reader.batches(select(*columns).where(*sealed.these, table.c.row_hash.is_(None))):
+            hashes += map(hasher.of_values, zip(*(column.to_pylist() for column in batch.columns), strict=True))
     return hashes
 
 
-def booked_twice(connection: Connection, accounting_date: str, most: int) -> list[str]:
+def booked_twice(reader: Reader, accounting_date: str, most: int) -> list[str]:
     """Some transactions of lines, or movements of legs, that stand twice under a date."""
     found: list[str] = []
     for table, column in ((lines, lines.c.transaction_id), (legs, legs.c.movement_id)):
         this = table.c.accounting_date == accounting_date
-        twice = select(column).where(this).group_by(column).having(func.count() > 1).limit(most)
-        found += connection.execute(twice).scalars()
+        for batch in reader.batches(select(column).where(this).group_by(column).having(func.count() > 1).limit(most)):
+            found += batch.column(0).to_pylist()
     return found
 
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -21,6 +19,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from clearing import seal_store, statements, store
+from clearing.columns import OfConnection, Reader, alone
 from clearing.seal_store import Seal
 from fare_engine.errors import CloseError, EnvelopeError, InclusionError, MottheError, NotFoundError
 from fare_engine.merkle import Builder, inclusion, inclusion_document
@@ -57,12 +56,13 @@ def seal(connection: Connection, date: str) -> tuple[str, int]:
     return builder.root().hex(), builder.size
 
 
-def seal_new(connection: Connection, date: str, begun: Builder, entries: Booking) -> tuple[str, int]:
+def seal_new(connection: Connection, date: str, begun: Begun, entries: Booking) -> tuple[str, int]:
     """The root over a frozen date's rows. `begun` holds what the close finds, `entries` are the postings that it is about to
     write."""
     hasher = HASHERS["postings"]
-    begun.add(together(hasher.of(row) for row in entries.postings))
-    return _finished(connection, date, begun)
+    builder = Builder(begun.size, begun.peaks)
+    builder.add(together(hasher.of(row) for row in entries.postings))
+    return _finished(connection, date, builder)
 
 
 def together(hashes: Iterable[bytes]) -> bytes:
@@ -70,55 +70,49 @@ def together(hashes: Iterable[bytes]) -> bytes:
     return hashlib.sha256(b"".join(sorted(hashes))).digest()
 
 
-class Begun(msgspec.Struct):
+class Begun(msgspec.Struct, frozen=True):
     """The tree of what a close finds of a date, and ids of transactions that stand twice."""
 
-    builder: Builder
+    size: int
+    peaks: tuple[bytes, ...]
     repeated: list[str]
+
+
+class ToBegin(msgspec.Struct, frozen=True):
+    """What a process needs to know for `begin_in_process`."""
+
+    url: str
+    at_rest_key: bytes
+    date: str
 
 
 def begin(connection: Connection, date: str) -> Begun:
     """What a close finds of a date, by the hashes that its rows were written with."""
+    return _with_rows(_with_messages(connection, date), OfConnection(connection), date)
+
+
+def begin_in_process(told: ToBegin) -> Begun:
+    """The same, in a process that does nothing else."""
+    database = Database(told.url, told.at_rest_key)
+    with database.read(long=True) as connection:
+        builder = _with_messages(connection, told.date)
+    database.dispose()
+    with alone(told.url) as reader:
+        return _with_rows(builder, reader, told.date)
+
+
+def _with_messages(connection: Connection, date: str) -> Builder:
     builder = Builder()
     if None in (hashes := list(seal_store.written_batch_hashes(connection, date))):
         hashes = [batch.leaf for batch in seal_store.sealed_batches(connection, date)]
     _add_all(builder, hashes)  # type: ignore[arg-type]  # none of them is None
+    return builder
+
+
+def _with_rows(builder: Builder, reader: Reader, date: str) -> Begun:
     for sealed in seal_store.sealed_before_the_close(date):
-        builder.add(together(seal_store.written_hashes(connection, sealed)))
-    return Begun(builder, seal_store.booked_twice(connection, date, SHOWN))
-
-
-def begin_apart(database: Database, date: str) -> Callable[[], Begun]:
-    """`begin` in a process of its own, for it takes as long as all the rest. Gives what waits for it.
-
-    The process is told the rest by its standard input, and ends by itself, whatever becomes of this one."""
-    told = {"url": database.url, "at_rest_key": database.at_rest_key.hex(), "date": date}
-    command = [sys.executable, "-c", "from clearing.seals import begin_in_process; begin_in_process()"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(told).encode())
-    process.stdin.close()
-
-    def wait() -> Begun:
-        assert process.stdout is not None
-        with process.stdout:
-            said = process.stdout.read()
-        if process.wait() != 0:
-            raise CloseError(f"the process that seals {date} ended with {process.returncode} before it was done")
-        found = json.loads(said)
-        return Begun(Builder(found["size"], [bytes.fromhex(peak) for peak in found["peaks"]]), found["repeated"])
-
-    return wait
-
-
-def begin_in_process() -> None:
-    """What the process of `begin_apart` does."""
-    told = json.load(sys.stdin)
-    database = Database(told["url"], bytes.fromhex(told["at_rest_key"]))
-    with database.read(long=True) as connection:
-        begun = begin(connection, told["date"])
-    peaks = [peak.hex() for peak in begun.builder.peaks]
-    json.dump({"size": begun.builder.size, "peaks": peaks, "repeated": begun.repeated}, sys.stdout)
+        builder.add(together(seal_store.written_hashes(reader, sealed)))
+    return Begun(builder.size, builder.peaks, seal_store.booked_twice(reader, date, SHOWN))
 
 
 def _finished(connection: Connection, date: str, builder: Builder) -> tuple[str, int]:

@@ -3,7 +3,7 @@ adds its settlement transactions through `fare_engine.store.books`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -110,24 +110,31 @@ class PoolRow(msgspec.Struct, frozen=True):
     """Lines booked less lines reversed."""
 
 
-STREAM = {"yield_per": 10_000}
+AT_ONCE = 10_000
+STREAM = {"yield_per": AT_ONCE}
 """For rows that are read as they come."""
 
 
 def rows_of(connection: Connection, statement: Select[Any]) -> Iterator[tuple[Any, ...]]:
-    """A statement's rows as plain tuples, as they come. SQLite's own cursor gives them in a third of the time."""
+    """A statement's rows as plain tuples, as they come."""
+    for some in blocks_of(connection, statement):
+        yield from some
+
+
+def blocks_of(connection: Connection, statement: Select[Any]) -> Iterator[Sequence[tuple[Any, ...]]]:
+    """The same, some thousand at a time. SQLite's own cursor gives them in a third of the time."""
     if connection.dialect.name != "sqlite":
         with connection.execute(statement, execution_options=STREAM) as found:
-            for row in found:
-                yield tuple(row)
+            for rows in found.partitions():
+                yield [tuple(row) for row in rows]
         return
     compiled = statement.compile(dialect=connection.dialect, compile_kwargs={"render_postcompile": True})
     names = compiled.positiontup or []
     cursor = connection.connection.cursor()
     try:
         cursor.execute(str(compiled), tuple(compiled.params[name] for name in names))
-        while some := cursor.fetchmany(10_000):
-            yield from some
+        while some := cursor.fetchmany(AT_ONCE):
+            yield some
     finally:
         cursor.close()
 
@@ -357,13 +364,6 @@ def booked_legs(connection: Connection) -> dict[str, dict[str, BookedLeg]]:
         if standing:
             leg.operators.add(operator_id)
     return found
-
-
-class Moved(msgspec.Struct):
-    """What moved on an account for one reason: its debits and its credits."""
-
-    debits: int = 0
-    credits: int = 0
 
 
 def count_lines(connection: Connection, accounting_date: str) -> int:

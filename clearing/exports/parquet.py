@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from sqlalchemy import Column, Connection, Select, Table, collate, select
 
+from clearing.columns import OfConnection, schema_of
 from clearing.exports import rows
 from clearing.exports.pseudonyms import Pseudonyms
 from clearing.store import settlements
@@ -44,10 +45,10 @@ def write_files(connection: Connection, first: str, last: str, folder: Path, nam
     counts = {}
     for name in TABLES:
         statement = _statement(connection, name, first, last)
-        schema = rows.schema_of(statement)
+        schema = schema_of(statement)
         counts[name] = 0
         with pq.ParquetWriter(folder / f"{name}.parquet", schema, compression="zstd") as out:
-            for group in _groups(rows.batches_of(connection, statement), schema):
+            for group in _groups(OfConnection(connection).batches(statement), schema):
                 out.write_table(_named(name, group, names), row_group_size=GROUP)
                 counts[name] += len(group)
     return counts

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
-from sqlalchemy import ColumnElement, Connection, Select, Table, case, func, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Table, case, func, literal_column, select
 
+from clearing.columns import OfConnection, Reader, schema_of, table_of
 from clearing.exports.journals import Entry
 from fare_engine.store.schema import devices, legs, lines, postings, vehicles
 
 SAMPLE = 2000
 """How many rows are looked at to part a date."""
 AT_ONCE = 500
-STREAMED = 2000
 
 PEOPLE = {"rider:": "riders", "held:": "held", "deposits:": "deposits"}
 """Accounts of persons and of their disputes, which leave the house as one account each."""
@@ -82,12 +82,6 @@ LINE_COLUMNS = (
 )
 
 
-def schema_of(statement: Select[Any]) -> pa.Schema:
-    """The columns of a query: texts, whole numbers, and truth values."""
-    types = {str: pa.string(), int: pa.int64(), bool: pa.bool_()}
-    return pa.schema([pa.field(column.name, types[column.type.python_type]) for column in statement.selected_columns])
-
-
 LEG_SCHEMA, LINE_SCHEMA = schema_of(select(*LEG_COLUMNS)), schema_of(select(*LINE_COLUMNS))
 
 
@@ -126,14 +120,14 @@ def count_legs(connection: Connection, accounting_date: str) -> int:
     return found
 
 
-def read_legs(connection: Connection, accounting_date: str, part: Range) -> Iterator[pa.RecordBatch]:
+def read_legs(reader: Reader, accounting_date: str, part: Range) -> Iterator[pa.RecordBatch]:
     """A date's movements of legs in a range."""
-    return batches_of(connection, select(*LEG_COLUMNS).where(*_within(legs, accounting_date, part)))
+    return reader.batches(select(*LEG_COLUMNS).where(*_within(legs, accounting_date, part)))
 
 
-def read_lines(connection: Connection, accounting_date: str, part: Range) -> Iterator[pa.RecordBatch]:
+def read_lines(reader: Reader, accounting_date: str, part: Range) -> Iterator[pa.RecordBatch]:
     """A date's movements of lines in a range, but holds."""
-    return batches_of(connection, select(*LINE_COLUMNS).where(*_within(lines, accounting_date, part), lines.c.kind != "hold"))
+    return reader.batches(select(*LINE_COLUMNS).where(*_within(lines, accounting_date, part), lines.c.kind != "hold"))
 
 
 def read_earlier_legs(connection: Connection, accounting_date: str, leg_ids: Mapping[str, str]) -> pa.Table:
@@ -142,24 +136,10 @@ def read_earlier_legs(connection: Connection, accounting_date: str, leg_ids: Map
     since = min((leg_ids[leg] for leg in wanted), default=accounting_date)
     before = select(*LEG_COLUMNS).where(legs.c.accounting_date >= since, legs.c.accounting_date < accounting_date)
     found = [
-        table_of(connection, before.where(legs.c.leg_id.in_(wanted[first : first + AT_ONCE])))
+        table_of(OfConnection(connection), before.where(legs.c.leg_id.in_(wanted[first : first + AT_ONCE])))
         for first in range(0, max(len(wanted), 1), AT_ONCE)
     ]
     return pa.concat_tables(found)
-
-
-def table_of(connection: Connection, statement: Select[Any]) -> pa.Table:
-    """What a query gives, as a table."""
-    return pa.Table.from_batches(batches_of(connection, statement), schema_of(statement))
-
-
-def batches_of(connection: Connection, statement: Select[Any]) -> Iterator[pa.RecordBatch]:
-    """What a query gives, some thousand rows at a time."""
-    schema = schema_of(statement)
-    with connection.execute(statement, execution_options={"yield_per": STREAMED}) as found:
-        for some in found.partitions():
-            columns = [pa.array(values, field.type) for values, field in zip(zip(*some, strict=True), schema, strict=True)]
-            yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def all_devices(connection: Connection) -> list[str]:

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
 from clearing import store
+from clearing.columns import OfConnection, Reader, alone
 from clearing.documents import harmless
 from clearing.exports import rows
 from clearing.exports.pseudonyms import Pseudonyms
@@ -91,7 +92,8 @@ def write_package(opened: Opened, accounting_date: str, folder: Path, key: bytes
     write those, each by itself."""
     tasks = tasks_of(opened, accounting_date, folder, key)
     if len(tasks) == 1:
-        read_part(tasks[0])
+        with opened.database.read(long=True) as connection:
+            _read_part(tasks[0], OfConnection(connection))
         parts = [write_part(tasks[0])]
     else:
         with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
@@ -133,12 +135,13 @@ def tasks_of(opened: Opened, accounting_date: str, folder: Path, key: bytes) -> 
 def read_part(task: Task) -> None:
     """Read a part of the date's rows and leave them in files, by the part of the package that they belong to."""
     pa.set_cpu_count(1)  # the parts are each other's company
-    database = Database(task.url, bytes(32))  # nothing that is read here is encrypted
-    with database.read() as connection:
-        rows.no_time_limit(connection)
-        _sort_out(task, "legs", rows.LEG_SCHEMA, rows.read_legs(connection, task.accounting_date, task.legs))
-        _sort_out(task, "lines", rows.LINE_SCHEMA, rows.read_lines(connection, task.accounting_date, task.lines))
-    database.dispose()
+    with alone(task.url) as reader:
+        _read_part(task, reader)
+
+
+def _read_part(task: Task, reader: Reader) -> None:
+    _sort_out(task, "legs", rows.LEG_SCHEMA, rows.read_legs(reader, task.accounting_date, task.legs))
+    _sort_out(task, "lines", rows.LINE_SCHEMA, rows.read_lines(reader, task.accounting_date, task.lines))
 
 
 def _sort_out(task: Task, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:

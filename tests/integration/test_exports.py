@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy.exc import DBAPIError
 
+from clearing import store
 from clearing.exports import checks, invoices, parquet, rows, tides
 from clearing.exports.commands import journal_of
 from clearing.exports.journals import PROGRAMS
@@ -218,7 +219,7 @@ def test_parquet_groups_do_not_depend_on_how_rows_come(closed: Town, tmp_path: P
     contents = []
     monkeypatch.setattr(parquet, "GROUP", 3)
     for size in (1, 2, 100):
-        monkeypatch.setattr(rows, "STREAMED", size)
+        monkeypatch.setattr(store, "AT_ONCE", size)
         (tmp_path / f"{size}").mkdir()
         with closed.database.read() as connection:
             parquet.write_files(connection, TUESDAY, WEDNESDAY, tmp_path / f"{size}", Pseudonyms(KEY))
