@@ -83,7 +83,7 @@ class _Sqlite(_Adbc):
         typed = ", ".join(_FIRST[field.type] for field in schema)
         with self._connection.cursor() as cursor:
             cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": f"{ROWS}"})
-            cursor.execute(f"SELECT {typed} UNION ALL {self._text(statement)}")
+            cursor.execute(f"SELECT {typed} UNION ALL SELECT * FROM ({self._text(statement)})")
             for number, batch in enumerate(cursor.fetch_record_batch()):
                 found = batch.rename_columns(schema.names).cast(schema)
                 yield found if number else found.slice(1)

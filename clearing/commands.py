@@ -10,15 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from clearing import seals, store
+from clearing import apart, seals, store
 from clearing.agreements import Known, load_agreements
 from clearing.audit import AuditReport, audit_store
-from clearing.close import Closed, Rules, check_date, close_through
+from clearing.close import APART, Closed, Rules, check_date, close_through
 from clearing.disputes.desk import hold_legs
 from clearing.what_if import compare
 from fare_engine.application import Application
@@ -132,8 +133,9 @@ def audit(
     Exit code 1 if anything differs or was changed."""
     opened = open_store(data)
     day = parse_date(service_date)
+    looked = _look_for_changes(opened, day)
     report = audit_date(opened, day)
-    changed = changed_under(opened, day)
+    changed = looked()
     for problem in changed:
         typer.echo(f"CHANGED {problem.table} {problem.key}: {problem.what}")
     for note in report.notes:
@@ -156,6 +158,30 @@ def audit(
             typer.echo(f"held until decided: {dispute.dispute_id}, {format_amount(dispute.amount, opened.tariff.currency)}")
     if report.differences or report.shared or changed:
         raise typer.Exit(1)
+
+
+class ToCheck(msgspec.Struct, frozen=True):
+    """What a process needs to know for `changed_in_process`."""
+
+    data: str
+    date: str
+
+
+def _look_for_changes(opened: Opened, service_date: str) -> Callable[[], list[Finding]]:
+    """`changed_under`, of a large date in a process beside this one."""
+    with opened.database.read() as connection:
+        large = store.count_lines(connection, service_date) > APART
+    told = ToCheck(str(opened.data), service_date)
+    return apart.begin(changed_in_process, told) if large else partial(changed_under, opened, service_date)
+
+
+def changed_in_process(told: ToCheck) -> list[Finding]:
+    """`changed_under`, in a process that does nothing else."""
+    opened = open_store(Path(told.data))
+    try:
+        return changed_under(opened, told.date)
+    finally:
+        opened.database.dispose()
 
 
 def changed_under(opened: Opened, service_date: str) -> list[Finding]:

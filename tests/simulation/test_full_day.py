@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import mean
 
 import pytest
+from sqlalchemy import text
 
+from fare_engine.store.database import Database, sqlite_url
+from fare_engine.store.schema import metadata
 from simulators.full_day import make_day
+from tests.servers import Postgres
 
 DAY = "2026-03-02"
 LEGS = int(os.environ.get("MOTTHE_FULL_LEGS", "1000000"))
@@ -41,6 +47,65 @@ def test_a_day_of_a_million_legs_is_closed_exported_and_audited(
     record_property("tides_s", round(motthe(data, "export", "tides", DAY, str(tmp_path / "tides")), 1))
     record_property("audit_s", round(motthe(data, "audit", DAY), 1))
     record_property("most_memory_mib", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
+
+
+NAMES = {
+    "lines": ("transaction_id", "traveller_id", "leg_id"),
+    "legs": ("movement_id", "traveller_id", "leg_id", "journey"),
+    "postings": ("transaction_id",),
+}
+"""What must be another one where a date is booked once more."""
+
+
+def multiply(database: Database, times: int) -> None:
+    """Book everything so many times, for other travellers and legs. Hashes stay as they are: a close goes by them unlooked."""
+    with database.engine.begin() as connection:
+        for table, named in NAMES.items():
+            columns = [column.name for column in metadata.tables[table].c if column.name != "row_number"]
+            last = connection.execute(text(f"select max(row_number) from {table}")).scalar_one()
+            for number in range(1, times):
+                values = ", ".join(f"{name} || '~{number}'" if name in named else name for name in columns)
+                connection.execute(
+                    text(f"insert into {table} ({', '.join(columns)}) select {values} from {table} where row_number <= {last}")
+                )
+
+
+def deviations(seconds: Mapping[int, float]) -> dict[int, float]:
+    """How far each time is from the straight line that fits them best, as a part of that line's value."""
+    middle_x, middle_y = mean(seconds), mean(seconds.values())
+    slope = sum((x - middle_x) * (y - middle_y) for x, y in seconds.items()) / sum((x - middle_x) ** 2 for x in seconds)
+    return {x: y / (middle_y + slope * (x - middle_x)) - 1 for x, y in seconds.items()}
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_close_takes_as_long_as_its_date_is_large(
+    kind: str, tmp_path: Path, record_property: Callable[[str, object], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Postgres(durable=False).start() if kind == "postgresql" else None
+    seconds = {}
+    try:
+        make_day(tmp_path / "base", DAY, LEGS // 4, 7, server.url() if server else None, slot_hours=3.0)
+        if server:
+            monkeypatch.setenv("MOTTHE_DATABASE_URL", server.url())
+        motthe(tmp_path / "base", "advance", "2026-03-03T03:00:00+07:00")
+        for times in (1, 2, 4, 8):
+            data = tmp_path / f"{times}"
+            shutil.copytree(tmp_path / "base", data)
+            if server:
+                server.execute(f"create database times{times} template postgres")
+                monkeypatch.setenv("MOTTHE_DATABASE_URL", server.url(f"times{times}"))
+            database = Database(server.url(f"times{times}") if server else sqlite_url(data / "motthe.db"), bytes(32))
+            multiply(database, times)
+            database.dispose()
+            seconds[times * LEGS // 4] = motthe(data, "clear", DAY, "--quiet", "--despite", "legs stand several times")
+    finally:
+        if server:
+            server.stop()
+    record_property("seconds", {size: round(took, 1) for size, took in seconds.items()})
+    found = deviations(seconds)
+    record_property("from_a_line", {size: round(off, 3) for size, off in found.items()})
+    assert max(map(abs, found.values())) <= 0.15
 
 
 def test_a_small_day_made_the_same_way_is_closed_and_audited(tmp_path: Path) -> None:
