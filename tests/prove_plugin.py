@@ -1,4 +1,4 @@
-"""Keeps the last result of the long proofs as JSON: which proofs, how long, and whatever figures they recorded.
+"""Keeps each long proof's last result as JSON: its outcome, how long it took, and whatever figures it recorded.
 
 A proof records a figure with pytest's `record_property`."""
 
@@ -36,7 +36,9 @@ class Results:
 
     def pytest_sessionfinish(self) -> None:
         machine = {"python": platform.python_version(), "machine": platform.machine()}
-        text = json.dumps({"machine": machine, "proofs": collapsed(self.found)}, ensure_ascii=False, indent=2, sort_keys=True)
+        earlier = json.loads(self.path.read_text(encoding="utf-8"))["proofs"] if self.path.exists() else {}
+        proofs = {**earlier, **collapsed(self.found)}
+        text = json.dumps({"machine": machine, "proofs": proofs}, ensure_ascii=False, indent=2, sort_keys=True)
         self.path.write_text(text + "\n", encoding="utf-8")
 
 
