@@ -125,12 +125,13 @@ class Refolder:
         if self._has_drifted(connection, traveller, moment.now):
             _add(traveller.record, change)
             return None
+        account = traveller.account_id
+        if account not in left:
+            _add(traveller.record, change)
+            return self._fold(traveller, change, moment)
         before = booking.encode(traveller.record)
         _add(traveller.record, change)
         result = self._fold(traveller, change, moment)
-        account = traveller.account_id
-        if account not in left:
-            return result
         if result is not None and change.asking and booking.charge(result[1]) > left[account]:
             result = self._ask_one_by_one(traveller, before, change, moment, left[account])
         if result is not None:
