@@ -25,6 +25,8 @@ def impossible_pair(network: Network, tap: Tap, others: Iterable[Tap]) -> tuple[
         apart = abs(other.at - tap.at)
         if other.fact_id == tap.fact_id or other.token_id != tap.token_id or apart > NEAR_MS:
             continue
+        if (other.stop_id, other.route_id) == (tap.stop_id, tap.route_id):
+            continue
         distance = min((_km(one, another) for one in mine for another in _places(network, other)), default=0.0)
         if distance * 3_600_000 > FASTEST_KM_H * (apart + SLACK_MS):
             return other, distance

@@ -60,7 +60,7 @@ class TerminalUser(FastHttpUser):
 
     def on_start(self) -> None:
         """Boot: a new outbox and a new epoch."""
-        number = next(_numbers, None)
+        self.number = number = next(_numbers, None)
         if number is None:
             raise RuntimeError(
                 f"only {CITY['devices']} terminals are enrolled; motthe simulate load-city --devices N enrols more"
@@ -76,7 +76,7 @@ class TerminalUser(FastHttpUser):
     @task
     def tap(self) -> None:
         """A rider's card; most taps ask the service, some are stored and go in a batch."""
-        rider = random.randrange(CITY["riders"])
+        rider = self.number + CITY["devices"] * random.randrange(max(1, CITY["riders"] // CITY["devices"]))  # keeps to his bus
         token = terminal_token(bytes.fromhex(CITY["domain_key"]), f"{rider}".encode())
         asked = self.terminal.present(Presented(kind=TapKind.BOARD, token=token, medium="emv"), now())
         if isinstance(asked, Asking) and random.random() >= BACKLOG:
