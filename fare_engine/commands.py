@@ -135,11 +135,15 @@ def quote(
         raise typer.BadParameter("a ride needs --at (and --from, --to), or --rides a file")
     else:
         listed = [quoting.one_ride(start, end, when, minutes, mode=mode, route=route, operator=operator, km=km)]
+        for said in quoting.unknown_stops(compiled, (start, end)):
+            typer.echo(said, err=True)
     found = quoting.quote(compiled, listed, {"category": rider} if rider else {}, media or "", {}, why=why)
     try:
         rides_priced = list(found)
     except MissingFactError as error:
         raise MottheError(f"there is no price without a fact that the tariff does not know: {error}") from None
+    for said in quoting.missed_end(compiled, end, rides_priced):
+        typer.echo(said, err=True)
     for priced in rides_priced:
         if as_json:
             typer.echo(json.dumps(priced, ensure_ascii=False, separators=(",", ":")))

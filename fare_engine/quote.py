@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 from typing import Any
 
 from fare_engine.errors import Fault, InputError
@@ -44,6 +45,27 @@ def one_ride(
     ride: dict[str, Any] = {"on": {"t": begins.isoformat(), "stop": start}, "off": {"t": ends.isoformat(), "stop": end}}
     said = {"mode": mode, "route": route, "operator": operator, "distance_km": km}
     return ride | {field: value for field, value in said.items() if value is not None}
+
+
+def unknown_stops(tariff: CompiledTariff, named: Iterable[str | None]) -> Iterator[str]:
+    """What to say of stops that the network does not list, with those that may be meant. A tariff may price them all the same."""
+    stops = tariff.network.stops
+    known = {stop.name for stop in stops.values()} | stops.keys()
+    for said in named:
+        if said is not None and said not in known and said.split(",")[0].strip() not in known:
+            yield f"no stop {said!r} is listed{_meant(tariff, said)}"
+
+
+def missed_end(tariff: CompiledTariff, end: str | None, priced: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """What to say where a ride was to end at a stop and did not, because that stop is on no line of its network."""
+    if end is not None and any(leg.get("status") == "missing_exit" for leg in priced):
+        yield f"no ride of that network ends at {end!r}{_meant(tariff, end)}"
+
+
+def _meant(tariff: CompiledTariff, said: str) -> str:
+    known = {stop.name for stop in tariff.network.stops.values()} - {said}
+    likely = [name for name in known if said.casefold() in name.casefold()] or get_close_matches(said, known, 3)
+    return f"; is it {' or '.join(sorted(likely)[:3])}?" if likely else ""
 
 
 def read_rides_file(text: str, name: str) -> list[dict[str, Any]]:

@@ -107,6 +107,18 @@ def test_a_quote_is_readable_in_both_languages() -> None:
         assert "20" in result.stdout.splitlines()[0]
 
 
+def test_a_stop_that_nobody_lists_is_named_with_those_that_may_be_meant() -> None:
+    command = ["quote", "--tariff", str(TARIFFS / "hcmc"), "--at", "2026-03-03T08:00", "--from", "L1-01", "--to"]
+    for said, hint in (
+        ("Bến xe Suối", "no stop 'Bến xe Suối' is listed; is it Bến xe Suối Tiên?"),
+        ("Ba Sonn", "no stop 'Ba Sonn' is listed; is it Ba Son"),
+        ("xyzzy", "no stop 'xyzzy' is listed\n"),
+        ("Suối Tiên", "no ride of that network ends at 'Suối Tiên'; is it Bến xe Suối Tiên or Khu DL Suối Tiên?"),
+    ):
+        assert hint in CliRunner().invoke(motthe.app, [*command, said]).stderr
+    assert CliRunner().invoke(motthe.app, [*command, "L1-14"]).stderr == ""
+
+
 def test_amounts_have_the_decimals_of_their_currency() -> None:
     rides = json.dumps([{"mode": "bus", "on": {"t": "2025-06-10T08:00"}, "off": None}])
     command = ["quote", "--tariff", str(TARIFFS / "london" / "2025"), "--rides", "-", "--language"]
