@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
 from sqlalchemy import Column, ColumnElement, Connection, Select, Table, collate, func, select
 
 from clearing.columns import Reader
@@ -54,13 +56,15 @@ class Sealed(msgspec.Struct, frozen=True):
     table: Table
     these: tuple[ColumnElement[bool], ...]
     order: tuple[ColumnElement[Any], ...] = ()
+    once: Column[str] | None = None
+    """Of which no value stands twice."""
 
 
 def sealed_before_the_close(accounting_date: str) -> list[Sealed]:
     """What a close finds, after the messages: the date's lines, its legs, its postings."""
     return [
-        Sealed(lines, (lines.c.accounting_date == accounting_date,)),
-        Sealed(legs, (legs.c.accounting_date == accounting_date,)),
+        Sealed(lines, (lines.c.accounting_date == accounting_date,), once=lines.c.transaction_id),
+        Sealed(legs, (legs.c.accounting_date == accounting_date,), once=legs.c.movement_id),
         _postings(accounting_date, postings.c.code.not_in(OF_THE_CLOSE)),
     ]
 
@@ -121,30 +125,31 @@ def compared(connection: Connection, sealed: Sealed) -> Iterator[Compared]:
         yield Compared("/".join(map(str, row[: first - 1])), row[first - 1], hasher.of_values(row[first:]))
 
 
-def written_hashes(reader: Reader, sealed: Sealed) -> list[bytes]:
+class Written(msgspec.Struct, frozen=True):
+    """Some rows' hashes as they were written with them, and ids among them that stand twice and should once."""
+
+    hashes: list[bytes]
+    repeated: list[str]
+
+
+def written(reader: Reader, sealed: Sealed) -> Written:
     """The hashes of some rows as they were written with them; of a row without one, from its columns. A row that was changed
     since has another hash than its content: then neither the row nor the seal holds, and `motthe taps verify` names both."""
     table, hasher = sealed.table, HASHERS[sealed.table.name]
+    once = [] if sealed.once is None else [sealed.once]
     hashes: list[bytes] = []
+    ids: list[pa.Array] = []
     is_without = False
-    for batch in reader.batches(select(table.c.row_hash).where(*sealed.these)):
+    for batch in reader.batches(select(table.c.row_hash, *once).where(*sealed.these)):
         is_without = is_without or batch["row_hash"].null_count > 0
         hashes += batch["row_hash"].drop_null().to_pylist()
+        ids += batch.columns[1:]
     if is_without:
         columns = [table.c[name] for name in hasher.columns]
         for batch in reader.batches(select(*columns).where(*sealed.these, table.c.row_hash.is_(None))):
             hashes += map(hasher.of_values, zip(*(column.to_pylist() for column in batch.columns), strict=True))
-    return hashes
-
-
-def booked_twice(reader: Reader, accounting_date: str, most: int) -> list[str]:
-    """Some transactions of lines, or movements of legs, that stand twice under a date."""
-    found: list[str] = []
-    for table, column in ((lines, lines.c.transaction_id), (legs, legs.c.movement_id)):
-        this = table.c.accounting_date == accounting_date
-        for batch in reader.batches(select(column).where(this).group_by(column).having(func.count() > 1).limit(most)):
-            found += batch.column(0).to_pylist()
-    return found
+    counts = pa.chunked_array(ids, pa.string()).value_counts()
+    return Written(hashes, sorted(counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()))
 
 
 def written_batch_hashes(connection: Connection, accounting_date: str) -> Iterator[bytes | None]:

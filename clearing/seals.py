@@ -110,9 +110,12 @@ def _with_messages(connection: Connection, date: str) -> Builder:
 
 
 def _with_rows(builder: Builder, reader: Reader, date: str) -> Begun:
+    repeated: list[str] = []
     for sealed in seal_store.sealed_before_the_close(date):
-        builder.add(together(seal_store.written_hashes(reader, sealed)))
-    return Begun(builder.size, builder.peaks, seal_store.booked_twice(reader, date, SHOWN))
+        found = seal_store.written(reader, sealed)
+        builder.add(together(found.hashes))
+        repeated += found.repeated[:SHOWN]
+    return Begun(builder.size, builder.peaks, repeated)
 
 
 def _finished(connection: Connection, date: str, builder: Builder) -> tuple[str, int]:

@@ -6,7 +6,8 @@ service; only the wire and the waiting are left out. The same seed gives the sam
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from random import Random
@@ -43,9 +44,18 @@ class FullDayError(MottheError):
     """The day cannot be made here."""
 
 
-def make_day(data: Path, day: str, legs: int, seed: int, url: str | None = None, slot_hours: float = 1.0) -> int:
-    """Fill an empty store with a service date of about so many legs; how many taps it has. Terminals send once every
-    `slot_hours`, all that they saw since."""
+@dataclass(frozen=True, slots=True)
+class PreparedDay:
+    """A store whose terminals and riders are known, and the taps that are to come."""
+
+    receipt: Receipt
+    riders: list[Rider]
+    fleet: Fleet
+    midnight: int
+
+
+def prepare_day(data: Path, day: str, legs: int, seed: int, url: str | None = None) -> PreparedDay:
+    """Begin an empty store for a service date of about so many legs."""
     if data.exists() and any(data.iterdir()):
         raise FullDayError(f"{data} is not empty")
     data.mkdir(parents=True, exist_ok=True)
@@ -60,32 +70,41 @@ def make_day(data: Path, day: str, legs: int, seed: int, url: str | None = None,
     seeding.seed_equipment(database, city, seed, midnight)
     server_key = secret_file(data / "keys" / "server.key")
     application = Application(tariff, server_key)
-    receipt = Receipt(database, application)
     riders = list(Day(city, midnight, seed).riders(int(legs / LEGS_A_RIDER)))
     seeding.seed_riders(database, riders, server_key, seed, day)
     seeding.sell_products(database, application, riders)
+    return PreparedDay(Receipt(database, application), riders, Fleet(city, seed), midnight)
+
+
+def make_day(data: Path, day: str, legs: int, seed: int, url: str | None = None, slot_hours: float = 1.0) -> int:
+    """Fill an empty store with a service date of about so many legs; how many taps it has. Terminals send once every
+    `slot_hours`, all that they saw since."""
+    prepared = prepare_day(data, day, legs, seed, url)
     taps = 0
-    fleet = _Fleet(city, seed)
-    for until, part in _slots(riders, midnight, int(slot_hours * HOUR)):
+    for until, part in _slots(presented(prepared.riders), prepared.midnight, int(slot_hours * HOUR)):
         taps += len(part)
-        for messages in fleet.messages(part, until):
-            for outcome in receipt.accept_group(messages, until):
+        for messages in prepared.fleet.messages(part, until):
+            for outcome in prepared.receipt.accept_group(messages, until):
                 if not isinstance(outcome, BatchAnswer):
                     raise FullDayError(f"a message was refused: {outcome}")
-    database.dispose()
+    prepared.receipt.database.dispose()
     return taps
 
 
-def _slots(riders: Iterable[Rider], midnight: int, slot_ms: int) -> Iterator[tuple[int, list[Presentation]]]:
-    presented = sorted((p for rider in riders for p in rider.day), key=lambda p: (p.at, p.device_id, p.token))
+def presented(riders: Iterable[Rider]) -> list[Presentation]:
+    """What riders hold to terminals, in the order of time."""
+    return sorted((p for rider in riders for p in rider.day), key=lambda p: (p.at, p.device_id, p.token))
+
+
+def _slots(part: Iterable[Presentation], midnight: int, slot_ms: int) -> Iterator[tuple[int, list[Presentation]]]:
     found: dict[int, list[Presentation]] = defaultdict(list)
-    for presentation in presented:
+    for presentation in part:
         found[(presentation.at - midnight) // slot_ms].append(presentation)
     for slot in sorted(found):
         yield midnight + (slot + 1) * slot_ms, found[slot]
 
 
-class _Fleet:
+class Fleet:
     """The terminals' keys and the heads of their chains."""
 
     def __init__(self, city: City, seed: int) -> None:
@@ -103,7 +122,7 @@ class _Fleet:
         for device_id, presented in sorted(by_device.items()):
             for start in range(0, len(presented), A_MESSAGE):
                 sent = presented[start : start + A_MESSAGE]
-                group.append(self._message(device_id, sent, sent_at))
+                group.append(self.message(device_id, sent, sent_at))
                 count += len(sent)
             if count >= AT_ONCE:
                 yield group
@@ -111,7 +130,8 @@ class _Fleet:
         if group:
             yield group
 
-    def _message(self, device_id: str, presented: list[Presentation], sent_at: int) -> bytes:
+    def message(self, device_id: str, presented: Sequence[Presentation], sent_at: int) -> bytes:
+        """A message with a terminal's next taps."""
         sequence, head = self._heads.get(device_id) or (0, genesis_head(device_id, EPOCH, None))
         vehicle_id = self._city.validators[device_id].vehicle_id
         taps = [encode_tap(_event(p, sequence + n, vehicle_id)) for n, p in enumerate(presented, start=1)]

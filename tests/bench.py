@@ -11,8 +11,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -30,7 +32,8 @@ from fare_engine.service_day import DAY_MS, day_starts_at, parse_instant
 from fare_engine.tap_format import Decision, TapEvent, TapKind, encode_tap, genesis_head, header_for, open_message, seal
 from fare_engine.tariff.compile import CompiledTariff, load_compiled
 from simulators.city import build_city
-from simulators.riders import Day
+from simulators.full_day import prepare_day, presented
+from simulators.riders import Day, Presentation
 
 TARIFFS = Path(__file__).resolve().parents[1] / "tariffs"
 TARIFF = TARIFFS / "hcmc"
@@ -159,6 +162,30 @@ def bench_messages() -> dict[str, object]:
     return found
 
 
+def bench_receipt() -> dict[str, object]:
+    """Single online taps of a city day, from the signed message to the answer after the commit, by how many are committed
+    together: the tap path but for HTTP. The limit is verifying their signatures."""
+    key = Ed25519PrivateKey.generate()
+    public, signature = key.public_key(), key.sign(b"x" * 200)
+    found: dict[str, object] = {}
+    with TemporaryDirectory() as folder:
+        prepared = prepare_day(Path(folder) / "day", BENCH_DAY, 9_000, 7)
+        taps = iter(presented(prepared.riders))
+        for together, count in ((16, 1_600), (1, 300), (16, 1_600), (64, 6_400)):
+            some = list(islice(taps, count))
+            messages = [prepared.fleet.message(p.device_id, [p], p.at) for p in some]
+
+            def receive(messages: list[bytes] = messages, some: list[Presentation] = some, together: int = together) -> None:
+                for first in range(0, len(messages), together):
+                    prepared.receipt.accept_group(messages[first : first + together], some[first].at)
+
+            verify = rate(500, lambda: [public.verify(signature, b"x" * 200) for _ in range(500)], 2)
+            speed = rate(count, receive, 1)
+            found[f"{together}_at_once"] = {"taps_per_second": speed, "ratio_to_verify": round(speed / verify, 3)}
+        prepared.receipt.database.dispose()
+    return found
+
+
 def _message(key: Ed25519PrivateKey, size: int) -> bytes:
     device, epoch = DeviceId("bench"), b"\x01" * 8
     at = parse_instant("2026-03-02T07:58:00+07:00")
@@ -282,6 +309,7 @@ def main() -> None:
         "fold_zones_and_weekly_caps": bench_weeks("london/2025", lambda random, at: zone_ride(Random(1), at), ["contactless"]),
         "fold_distances": bench_weeks("sydney/2022-11-25", distance_ride, ["opal"]),
         "messages": bench_messages(),
+        "receipt": bench_receipt(),
         "late_tap": bench_late_tap(),
         "shares": bench_shares(),
     }
