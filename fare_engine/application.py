@@ -10,6 +10,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import msgspec
 from sqlalchemy import Connection
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 RECENT_TAPS = 20
 """So many of a traveller's last facts are looked at for a tap elsewhere too soon."""
+TOKENS_KEPT = 4096
+"""The id of a tap's token is asked for several times while it is applied."""
 GROUP = 500
 """How many travellers a job takes up in one transaction."""
 
@@ -77,6 +80,7 @@ class Application:
     def __init__(self, tariff: CompiledTariff, server_key: bytes) -> None:
         self.tariff = tariff
         self.server_key = server_key
+        self._stored = lru_cache(TOKENS_KEPT)(partial(stored_token, server_key))
         self.refolder = Refolder(tariff)
         self.mender = Mender(tariff)
         self.charged = 0
@@ -84,7 +88,7 @@ class Application:
 
     def token_id(self, event: TapEvent) -> str:
         """The id under which a tap's token is known; empty where it has none."""
-        return stored_token(self.server_key, event.token) if event.token is not None else ""
+        return self._stored(event.token) if event.token is not None else ""
 
     # ---- taps
 

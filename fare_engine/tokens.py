@@ -12,7 +12,7 @@ import hmac
 
 def stored_token(server_key: bytes, terminal_token: bytes) -> str:
     """The id under which the server keeps a terminal's token."""
-    return hmac.new(server_key, b"token" + terminal_token, hashlib.sha256).hexdigest()[:32]
+    return hmac.digest(server_key, b"token" + terminal_token, "sha256").hex()[:32]
 
 
 def stored_card_number(server_key: bytes, card_number: str) -> str:
