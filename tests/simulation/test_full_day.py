@@ -98,6 +98,7 @@ def test_a_close_takes_as_long_as_its_date_is_large(
             database = Database(server.url(f"times{times}") if server else sqlite_url(data / "motthe.db"), bytes(32))
             multiply(database, times)
             database.dispose()
+            os.sync()  # what was just written is on the disk before time is taken
             seconds[times * LEGS // 4] = motthe(data, "clear", DAY, "--quiet", "--despite", "legs stand several times")
     finally:
         if server:
