@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from sqlalchemy import select, text
 from clearing import apart, close, commands, seals
 from clearing.agreements import Agreement
 from clearing.close import Closed
-from clearing.columns import OfConnection, alone, table_of
+from clearing.columns import OfConnection, Reader, alone, table_of
 from clearing.commands import ToCheck, changed_in_process, clear_date, rules_of
 from clearing.scan import ToScan, scan_in_process
 from clearing.seals import ToBegin
@@ -49,7 +50,7 @@ def test_both_ways_to_read_give_the_same_columns(store: Opened) -> None:
         assert read.schema.field("row_hash").type == pa.binary()
 
 
-def alone_of(store: Opened):  # type: ignore[no-untyped-def]
+def alone_of(store: Opened) -> AbstractContextManager[Reader]:
     """As in a process of its own: nothing else has the store open."""
     store.database.dispose()
     return alone(store.database.url)
