@@ -77,8 +77,22 @@ def read_sign1(data: bytes) -> tuple[bytes, Signature]:
     raise CoseError("bad_structure", "the signed part is not [protected, {}, payload, signature]")
 
 
+_CONTEXT1: Final = cbor2.dumps("Signature1")
+_NO_BYTES: Final = cbor2.dumps(b"")
+
+
 def _to_be_signed1(protected: bytes, payload: bytes) -> bytes:
-    return cbor2.dumps(["Signature1", protected, b"", payload])
+    """The array ["Signature1", protected, h'', payload] (RFC 9052, 4.4). Made of its parts: cbor2 takes several times longer."""
+    return b"\x84" + _CONTEXT1 + _byte_string(protected) + _NO_BYTES + _byte_string(payload)
+
+
+def _byte_string(data: bytes) -> bytes:
+    length = len(data)
+    if length < 24:
+        return bytes((0x40 | length,)) + data
+    if length < 256:
+        return bytes((0x58, length)) + data
+    return cbor2.dumps(data)
 
 
 # ---- COSE_Sign: several signers of one payload

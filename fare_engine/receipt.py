@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,7 +29,7 @@ from fare_engine.store import deny, receipts, registry
 from fare_engine.store.database import Database, is_away
 from fare_engine.store.receipts import Alarm, Refusal, StoredBatch, Stream
 from fare_engine.store.registry import Device, DeviceKey
-from fare_engine.tap_format import Batch, TapEvent, TapFormatError, open_message, reopen_message
+from fare_engine.tap_format import Batch, ReadMessage, TapEvent, TapFormatError, read_message, reopen_message, verified
 from fare_engine.verdicts import Rejected
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class Receipt:
 
     def accept_group(self, messages: Sequence[bytes], now: int) -> list[BatchAnswer | EnvelopeError]:
         """Store, apply and answer some messages in one commit. What is refused whole comes back as its EnvelopeError."""
-        opened = [self._open(message, now) for message in messages]
+        opened = self._open(messages, now)
         for index, item in enumerate(opened):
             if isinstance(item, Batch) and self.shaper is not None and self.shaper.is_too_fast(item.header.device_id, now):
                 opened[index] = EnvelopeError("too_fast", f"{item.header.device_id} sends too many messages a second")
@@ -144,37 +144,50 @@ class Receipt:
 
     # ---- opening
 
-    def _open(self, message: bytes, now: int) -> Batch | EnvelopeError:
-        """The batch in a message. A signature that does not hold is checked again with the device's keys read anew: another
-        process may have taken a new one in."""
-        tried: list[DeviceId] = []
+    def _open(self, messages: Sequence[bytes], now: int) -> list[Batch | EnvelopeError]:
+        """The batch in each message, or why it is refused. A signature that does not hold is checked again with the device's
+        keys read anew: another process may have taken a new one in."""
+        read = [_read(message) for message in messages]
+        self._read_keys({one.device_id for one in read if isinstance(one, ReadMessage)}, now)
+        opened = [self._verified(one, now) for one in read]
+        doubtful = [n for n, one in enumerate(opened) if isinstance(one, EnvelopeError) and one.cause == "bad_signature"]
+        if doubtful:
+            devices = {one.device_id for n in doubtful if isinstance(one := read[n], ReadMessage)}
+            for device_id in devices:
+                self._keys.pop(device_id, None)
+            self._read_keys(devices, now)
+            for n in doubtful:
+                opened[n] = self._verified(read[n], now)
+        return opened
 
-        def find_keys(device_id: DeviceId) -> list[Ed25519PublicKey]:
-            tried.append(device_id)
-            return self._keys_of(device_id, now)
-
+    def _verified(self, read: ReadMessage | EnvelopeError, now: int) -> Batch | EnvelopeError:
+        """The batch of a message that was read, if one of its device's keys signed it."""
+        if isinstance(read, EnvelopeError):
+            return read
+        _, keys = self._keys.get(read.device_id, (0, []))
         try:
-            return open_message(message, find_keys)
-        except EnvelopeError as error:
-            if error.cause != "bad_signature" or not tried:
-                return error
-        self._keys.pop(tried[0], None)
-        try:
-            return open_message(message, find_keys)
+            return verified(read, [public for key, public in keys if key.valid_to is None or now < key.valid_to])
         except EnvelopeError as error:
             return error
 
-    def _keys_of(self, device_id: DeviceId, now: int) -> list[Ed25519PublicKey]:
-        """The keys with which a device may sign now, newest first. Whether it was revoked is asked of the database."""
-        read_at, keys = self._keys.get(device_id, (0, []))
-        if not keys or not read_at <= now < read_at + KEYS_KEPT_MS:
-            with self.database.read() as connection:
-                found = registry.list_keys(connection, device_id)
-            if not found:
-                return []
-            keys = [(key, Ed25519PublicKey.from_public_bytes(key.public_key)) for key in found]
-            self._keys[device_id] = (now, keys)
-        return [public for key, public in keys if key.valid_to is None or now < key.valid_to]
+    def _read_keys(self, device_ids: Collection[DeviceId], now: int) -> None:
+        """Read the keys with which some devices may sign, unless they were read a while ago. Whether a device was revoked is
+        asked of the database with each message."""
+        unread = [device_id for device_id in device_ids if not self._has_read(device_id, now)]
+        if not unread:
+            return
+        with self.database.read() as connection:
+            found = registry.find_keys(connection, unread)
+        for device_id in unread:
+            keys = [(key, Ed25519PublicKey.from_public_bytes(key.public_key)) for key in found.get(device_id, ())]
+            if keys:
+                self._keys[device_id] = (now, keys)
+            else:
+                self._keys.pop(device_id, None)
+
+    def _has_read(self, device_id: DeviceId, now: int) -> bool:
+        held = self._keys.get(device_id)
+        return held is not None and held[0] <= now < held[0] + KEYS_KEPT_MS
 
     # ---- one transaction
 
@@ -326,6 +339,13 @@ class Published:
         changed = versions != (self.deny_list_version, self.rules_version)
         self.deny_list_version, self.rules_version = versions
         return changed
+
+
+def _read(message: bytes) -> ReadMessage | EnvelopeError:
+    try:
+        return read_message(message)
+    except EnvelopeError as error:
+        return error
 
 
 def _wanted(connection: Connection, continuation: Continuation) -> tuple[Wanted, ...]:

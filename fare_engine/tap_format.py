@@ -289,35 +289,58 @@ def _predecessor_out(predecessor: Predecessor | None) -> list[object] | None:
 # ---- opening a message
 
 
+class ReadMessage(NamedTuple):
+    """A message of the right shape. Whether the device that it names has signed it is not known yet."""
+
+    device_id: DeviceId
+    message: bytes
+    taps: tuple[bytes, ...]
+    payload: bytes
+    signature: Signature
+
+
 def open_message(message: bytes, find_keys: FindKeys, *, limit: int = MAX_MESSAGE_BYTES) -> Batch:
     """The batch in a message, after its size, shape, signature and chain were checked, in this order.
 
     `find_keys` gives the device's public keys. Raises EnvelopeError with one of the causes too_large, not_cbor,
     bad_structure, unsupported_algorithm, unknown_device, bad_signature, bad_header, device_mismatch, broken_chain. No
     part of a message that raised may be used."""
+    read = read_message(message, limit=limit)
+    return verified(read, find_keys(read.device_id))
+
+
+def read_message(message: bytes, *, limit: int = MAX_MESSAGE_BYTES) -> ReadMessage:
+    """The first half of `open_message`: size and shape. Raises EnvelopeError."""
     if len(message) > limit:
         raise EnvelopeError("too_large", f"{len(message)} bytes, at most {limit}")
-    return _open(message, find_keys)
-
-
-def reopen_message(message: bytes) -> Batch:
-    """The batch in a message that was opened before and kept as received: its shape and chain, not its signature."""
-    return _open(message, None)
-
-
-def _open(message: bytes, find_keys: FindKeys | None) -> Batch:
     try:
         sign1, taps = _outer_parts(message)
         payload, signature = read_sign1(sign1)
     except CoseError as fault:
         raise EnvelopeError(fault.cause, fault.detail) from None
-    device_id = _device_of(signature.key_id)
-    if find_keys is not None:
-        _verify(find_keys(device_id), device_id, signature)
-    header = _read_header(payload)
-    if header.device_id != device_id:
-        raise EnvelopeError("device_mismatch", f"signed by {device_id!r}, header of {header.device_id!r}")
-    return Batch(header, taps, message, _checked_heads(header, taps))
+    return ReadMessage(_device_of(signature.key_id), message, taps, payload, signature)
+
+
+def verified(read: ReadMessage, keys: Sequence[Ed25519PublicKey]) -> Batch:
+    """The second half: signature, header and chain. `keys` are the device's, of which one must have signed: a device that
+    changes its key has two for a while. Raises EnvelopeError."""
+    if not keys:
+        raise EnvelopeError("unknown_device", repr(read.device_id))
+    if not any(read.signature.holds(key) for key in keys):
+        raise EnvelopeError("bad_signature", f"not signed by a key of {read.device_id!r}")
+    return _batch(read)
+
+
+def reopen_message(message: bytes) -> Batch:
+    """The batch in a message that was opened before and kept as received: its shape and chain, not its signature."""
+    return _batch(read_message(message, limit=len(message)))
+
+
+def _batch(read: ReadMessage) -> Batch:
+    header = _read_header(read.payload)
+    if header.device_id != read.device_id:
+        raise EnvelopeError("device_mismatch", f"signed by {read.device_id!r}, header of {header.device_id!r}")
+    return Batch(header, read.taps, read.message, _checked_heads(header, read.taps))
 
 
 def _outer_parts(message: bytes) -> tuple[bytes, tuple[bytes, ...]]:
@@ -337,14 +360,6 @@ def _device_of(key_id: bytes) -> DeviceId:
         return _device(str(key_id, "utf-8"))
     except ValueError:
         raise EnvelopeError("bad_structure", "the key id is not the UTF-8 of a device id") from None
-
-
-def _verify(keys: Sequence[Ed25519PublicKey], device_id: DeviceId, signature: Signature) -> None:
-    """One of the keys must have signed: a device that changes its key has two for a while."""
-    if not keys:
-        raise EnvelopeError("unknown_device", repr(device_id))
-    if not any(signature.holds(key) for key in keys):
-        raise EnvelopeError("bad_signature", f"not signed by a key of {device_id!r}")
 
 
 def _read_header(payload: bytes) -> BatchHeader:

@@ -65,13 +65,13 @@ _devices = schema.devices
 _DEVICE = (_devices.c.device_id, _devices.c.operator_id, _devices.c.public_key, _devices.c.revoked_at, _devices.c.limits)
 _FIND_DEVICES = select(*_DEVICE).where(_devices.c.device_id.in_(bindparam("ids", expanding=True))).order_by(_devices.c.device_id)
 _KEY = schema.device_keys.c
-_LIST_KEYS = (
+_FIND_KEYS = (
     select(
-        _devices.c.public_key, _devices.c.enrolled_at,
+        _devices.c.device_id, _devices.c.public_key, _devices.c.enrolled_at,
         _KEY.device_id, _KEY.public_key, _KEY.valid_from, _KEY.valid_to, _KEY.certificate,
     )
     .outerjoin_from(_devices, schema.device_keys, _KEY.device_id == _devices.c.device_id)
-    .where(_devices.c.device_id == bindparam("id"))
+    .where(_devices.c.device_id.in_(bindparam("ids", expanding=True)))
     .order_by(_KEY.valid_from.desc())
 )  # fmt: skip
 _LOCK_DEVICES = (
@@ -152,14 +152,21 @@ def _change_device(connection: Connection, device_id: str, **changes: object) ->
 
 def list_keys(connection: Connection, device_id: str) -> list[DeviceKey]:
     """All keys of a device, the newest first; none for a device that is not known."""
-    rows = connection.execute(_LIST_KEYS, {"id": device_id}).all()
-    if not rows:
-        return []
-    enrolled_with, enrolled_at = rows[0][:2]
-    keys = [DeviceKey(*row[2:]) for row in rows if row[2] is not None]
-    later = [key for key in keys if key.public_key != enrolled_with]
-    first = [key for key in keys if key.public_key == enrolled_with]
-    return later + (first or [DeviceKey(device_id, enrolled_with, enrolled_at)])
+    return find_keys(connection, [device_id]).get(device_id, [])
+
+
+def find_keys(connection: Connection, device_ids: Collection[str]) -> dict[str, list[DeviceKey]]:
+    """All keys of the devices that are known, by device, the newest first."""
+    enrolled: dict[str, DeviceKey] = {}
+    found: dict[str, list[DeviceKey]] = {}
+    for device_id, enrolled_with, enrolled_at, *row in connection.execute(_FIND_KEYS, {"ids": sorted(device_ids)}):
+        enrolled[device_id] = DeviceKey(device_id, enrolled_with, enrolled_at)
+        found.setdefault(device_id, []).extend([DeviceKey(*row)] if row[0] is not None else [])
+    for device_id, first in enrolled.items():
+        same = [key for key in found[device_id] if key.public_key == first.public_key]
+        later = [key for key in found[device_id] if key.public_key != first.public_key]
+        found[device_id] = later + (same or [first])
+    return found
 
 
 def save_key(connection: Connection, key: DeviceKey) -> None:

@@ -90,6 +90,13 @@ class Traveller:
     next_due: int
     dirty_since: int | None = None
     dirty_reason: str | None = None
+    stored: tuple[object, ...] | None = None
+    """What `beside` was when the row was read."""
+
+    def beside(self) -> tuple[object, ...]:
+        """What its row holds beside the record: most taps leave it as it is, and it is not written again then, for it stands in
+        indexes."""
+        return self.account_id, self.next_due, self.dirty_since, self.dirty_reason
 
 
 _tokens, _accounts, _travellers = schema.tokens, schema.accounts, schema.travellers
@@ -119,11 +126,11 @@ _GET_TRAVELLERS = (
     .order_by(_travellers.c.traveller_id)
     .with_for_update()
 )
-_SAVE_TRAVELLER = (
-    update(_travellers)
-    .where(_travellers.c.traveller_id == bindparam("key"))
-    .values({name: bindparam(name) for name in ("account_id", "record", "next_due", "dirty_since", "dirty_reason", "row_hash")})
+_THIS_TRAVELLER = update(_travellers).where(_travellers.c.traveller_id == bindparam("key"))
+_SAVE_TRAVELLER = _THIS_TRAVELLER.values(
+    {name: bindparam(name) for name in ("account_id", "record", "next_due", "dirty_since", "dirty_reason", "row_hash")}
 )
+_SAVE_RECORD = _THIS_TRAVELLER.values({name: bindparam(name) for name in ("record", "row_hash")})
 _CHANGE_BALANCE = (
     update(_accounts).where(_accounts.c.account_id == bindparam("key")).values(balance=_accounts.c.balance + bindparam("change"))
 )
@@ -392,10 +399,15 @@ def decide_drift(connection: Connection, traveller_id: str, at: int) -> None:
 
 def save_travellers(connection: Connection, travellers: Iterable[Traveller]) -> None:
     """Write travellers' rows back."""
-    rows = hashed(schema.travellers, [_row(traveller) for traveller in travellers])
-    for row in rows:
+    held = list(travellers)
+    records, whole = [], []
+    for traveller, row in zip(held, hashed(schema.travellers, map(_row, held)), strict=True):
         row["key"] = row.pop("traveller_id")
-    execute_many(connection, _SAVE_TRAVELLER, rows)
+        beside = traveller.beside()
+        (records if beside == traveller.stored else whole).append(row)
+        traveller.stored = beside
+    execute_many(connection, _SAVE_RECORD, records)
+    execute_many(connection, _SAVE_TRAVELLER, whole)
 
 
 def all_travellers(connection: Connection) -> Iterable[Traveller]:
@@ -450,4 +462,6 @@ def _row(traveller: Traveller) -> dict[str, object]:
 
 
 def _traveller(row: Row[Any]) -> Traveller:
-    return Traveller(row.traveller_id, row.account_id, decode(row.record), row.next_due, row.dirty_since, row.dirty_reason)
+    traveller = Traveller(row.traveller_id, row.account_id, decode(row.record), row.next_due, row.dirty_since, row.dirty_reason)
+    traveller.stored = traveller.beside()
+    return traveller

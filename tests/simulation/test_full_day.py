@@ -82,24 +82,29 @@ def deviations(seconds: Mapping[int, float]) -> dict[int, float]:
 def test_a_close_takes_as_long_as_its_date_is_large(
     kind: str, tmp_path: Path, record_property: Callable[[str, object], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Each size twice, up and down again, and the better time of each: what else the machine does only ever adds."""
     server = Postgres(durable=False).start() if kind == "postgresql" else None
-    seconds = {}
+    seconds: dict[int, float] = {}
     try:
         make_day(tmp_path / "base", DAY, LEGS // 4, 7, server.url() if server else None, slot_hours=3.0)
         if server:
             monkeypatch.setenv("MOTTHE_DATABASE_URL", server.url())
         motthe(tmp_path / "base", "advance", "2026-03-03T03:00:00+07:00")
-        for times in (1, 2, 4, 8):
-            data = tmp_path / f"{times}"
+        for times in (1, 2, 4, 8, 8, 4, 2, 1):
+            data = tmp_path / "day"
             shutil.copytree(tmp_path / "base", data)
             if server:
-                server.execute(f"create database times{times} template postgres")
-                monkeypatch.setenv("MOTTHE_DATABASE_URL", server.url(f"times{times}"))
-            database = Database(server.url(f"times{times}") if server else sqlite_url(data / "motthe.db"), bytes(32))
+                server.execute("create database day template postgres")
+                monkeypatch.setenv("MOTTHE_DATABASE_URL", server.url("day"))
+            database = Database(server.url("day") if server else sqlite_url(data / "motthe.db"), bytes(32))
             multiply(database, times)
             database.dispose()
             os.sync()  # what was just written is on the disk before time is taken
-            seconds[times * LEGS // 4] = motthe(data, "clear", DAY, "--quiet", "--despite", "legs stand several times")
+            took = motthe(data, "clear", DAY, "--quiet", "--despite", "legs stand several times")
+            seconds[times * LEGS // 4] = min(took, seconds.get(times * LEGS // 4, took))
+            shutil.rmtree(data)
+            if server:
+                server.execute("drop database day with (force)")
     finally:
         if server:
             server.stop()
