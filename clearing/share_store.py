@@ -11,8 +11,9 @@ import msgspec
 from sqlalchemy import BigInteger, Column, Connection, PrimaryKeyConstraint, String, Table, func, or_, select
 
 from clearing.agreements import ALL_KINDS, LEG_KINDS, Agreement
-from fare_engine.booking import Record, decode
-from fare_engine.store.schema import legs, lines, metadata, travellers
+from fare_engine.booking import Record
+from fare_engine.store import travellers
+from fare_engine.store.schema import legs, lines, metadata
 
 product_uses = Table(  # what products released and paid, by the accounting date under which it came in
     "product_uses",
@@ -170,13 +171,7 @@ def named_records(connection: Connection, names: Collection[str]) -> Iterator[tu
     listed = sorted(names)
     for start in range(0, len(listed), PART):
         part = listed[start : start + PART]
-        rows = connection.execute(
-            select(travellers.c.traveller_id, travellers.c.record)
-            .where(travellers.c.traveller_id.in_(part))
-            .order_by(travellers.c.traveller_id)
-        )
-        for row in rows:
-            yield row.traveller_id, decode(row.record)
+        yield from sorted(travellers.read_records(connection, part).items())
 
 
 def add_uses(connection: Connection, uses: Iterable[DayUse]) -> None:

@@ -39,6 +39,7 @@ from fare_engine.tap_format import Decision, Outcome, TapEvent, TapKind, TapPlac
 from fare_engine.tariff.compile import CompiledTariff
 from fare_engine.tokens import stored_token
 from fare_engine.verdicts import AHEAD_MS, Rejected, blocked, check_content, check_limits, check_time, check_token, is_blocked
+from fare_engine.windows import begins_to_act
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ class Application:
 
     def accept_drift(self, connection: Connection, traveller_id: str, now: int) -> None:
         """Prices that changed though no fact explains it are meant: book them."""
-        rows = travellers.get_travellers(connection, [traveller_id])
+        rows = travellers.get_travellers(connection, [traveller_id], {traveller_id: now})
         for row in rows.values():
             row.record.revision = self.refolder.revision
             row.dirty_since = row.dirty_reason = None
@@ -193,7 +194,8 @@ class Application:
 
     def advance(self, connection: Connection, as_of: int, most: int = GROUP) -> int:
         """Let time pass for some travellers for whom something is due before `as_of`; how many there were."""
-        rows = travellers.get_travellers(connection, travellers.list_due(connection, as_of, most))
+        due = travellers.list_due(connection, as_of, most)
+        rows = travellers.get_travellers(connection, due, dict.fromkeys(due, as_of))
         self.refold(connection, rows, {traveller_id: Change() for traveller_id in rows}, as_of, booked_for="time")
         return len(rows)
 
@@ -204,7 +206,9 @@ class Application:
 
     def change(self, connection: Connection, changes: Mapping[str, Change], now: int, booked_for: str = "") -> Refolded:
         """Add to travellers' records, refold them, and book the difference."""
-        return self.refold(connection, travellers.get_travellers(connection, changes.keys()), changes, now, booked_for)
+        back_to = {name: _back_to(change, now) for name, change in changes.items()}
+        rows = travellers.get_travellers(connection, changes.keys(), back_to)
+        return self.refold(connection, rows, changes, now, booked_for)
 
     def refold(
         self,
@@ -225,6 +229,7 @@ class Application:
         }
         if completing:
             found.add(self.refolder.refold(connection, {name: rows[name] for name in completing}, completing, now))
+        self.refolder.close_windows(connection, [rows[name] for name in found.folded], now)
         after_commit(connection, lambda: self._count(found.charged))
         return found
 
@@ -262,6 +267,7 @@ class _Group:
         self.opened: set[str] = set()
         """Tokens that are known from now on."""
         self.rows: dict[str, Traveller] = {}
+        self.corrections: Mapping[str, list[registry.Correction]] = {}
 
     def apply(self) -> dict[FactId, TapAnswer]:
         """Sort the taps by traveller, lock, refuse or take, refold, answer."""
@@ -274,8 +280,10 @@ class _Group:
         for tap in usable:
             if tap.event.kind in _ACTIONS:
                 self.owners[tap.event.tap_id] = self._token(tap.event).traveller_at(tap.event.event_time_ms)
-        concerned = set(self.owners.values()) | {owner for _, _, owner in (*outcomes, *waiting) if owner is not None}
-        self.rows = rows = travellers.get_travellers(self.connection, concerned)
+        corrected = {tap.event.device_id for tap in usable if tap.is_corrected}
+        self.corrections = registry.find_corrections(self.connection, corrected) if corrected else {}
+        back_to = self._back_to([(spoken_of, owner) for _, spoken_of, owner in (*outcomes, *waiting)])
+        self.rows = rows = travellers.get_travellers(self.connection, back_to.keys(), back_to)
         presented = self._with_records(usable)
         accounts = travellers.find_accounts(self.connection, {row.account_id for row in rows.values()} - {CASH})
         self._take_presented(presented, rows, accounts)
@@ -305,6 +313,18 @@ class _Group:
                 found.append(tap)
             else:
                 self.rejected.append((tap.event, verdict))
+        return found
+
+    def _back_to(self, spoken_of: Iterable[tuple[TapEvent | None, str | None]]) -> dict[str, int]:
+        """Whose records are needed, and up to which time: of the taps, as their clocks are corrected, and of those spoken of."""
+        found: dict[str, int] = {}
+        concerned = [(event, owner) for event, owner in spoken_of if event is not None and owner is not None]
+        concerned += [(tap.event, self.owners[tap.event.tap_id]) for tap in self.taps if tap.event.tap_id in self.owners]
+        for event, owner in concerned:
+            at = event.event_time_ms
+            for one in self.corrections.get(event.device_id, ()):
+                at = min(at, one.begins, one.begins + one.shift_ms) if one.begins <= event.event_time_ms < one.ends else at
+            found[owner] = min(at, found.get(owner, at))
         return found
 
     def _with_records(self, usable: Sequence[ReceivedTap]) -> list[ReceivedTap]:
@@ -380,13 +400,11 @@ class _Group:
         ran = registry.find_vehicles(
             self.connection, {tap.event.vehicle_id for tap in presented if tap.event.vehicle_id is not None}
         )
-        corrected = {tap.event.device_id for tap in presented if tap.is_corrected}
-        corrections = registry.find_corrections(self.connection, corrected) if corrected else {}
         for tap in presented:
             event, owner = tap.event, self.owners[tap.event.tap_id]
             change = self.changes[owner]
             fact = self._fact(tap, ran)
-            change.facts += _corrections_of(fact, corrections.get(event.device_id, ()))
+            change.facts += _corrections_of(fact, self.corrections.get(event.device_id, ()))
             refusal = self._refusal(event, rows[owner], accounts)
             if refusal is None and event.decision is not Decision.REFUSED_ALONE:
                 change.facts.append(fact)
@@ -577,6 +595,14 @@ class _Group:
         terms = version.terms(leg.network_id, leg.route_id, leg.media, leg.rider_category)
         caps = terms.caps if terms else ()
         return tuple(CapState(cap.rule_id, spent(folded.state, cap, leg), cap.amount) for cap in caps)
+
+
+def _back_to(change: Change, now: int) -> int:
+    """Up to which time a change may concern what stands in a record; 0: anything."""
+    facts = [*change.facts, *change.refused]
+    if change.withdrawn or change.released or any(isinstance(fact, Cancellation) for fact in facts):
+        return 0
+    return min(map(begins_to_act, facts), default=now)
 
 
 def quarantine(

@@ -56,8 +56,19 @@ class Booked(msgspec.Struct, array_like=True):
         return next((line for begun, ended, line in self.was if begun <= through < ended), None)
 
 
+class Ridden(msgspec.Struct, frozen=True, array_like=True):
+    """A complete ride, as far as it tells where a rider usually goes."""
+
+    leg_id: str
+    network_id: str | None
+    from_stop_id: str | None
+    to_stop_id: str | None
+    entry_at: int
+    exit_at: int
+
+
 class Record(msgspec.Struct):
-    """What a traveller's row holds."""
+    """What a traveller's row holds: the open window, and the state before it (`windows`)."""
 
     facts: list[Fact] = []
     refused: list[Tap] = []
@@ -65,7 +76,7 @@ class Record(msgspec.Struct):
     entitlements: list[Entitlement] = []
     booked: dict[str, Booked] = {}
     base: State | None = None
-    """The state before the open window's facts."""
+    """The state before the open window's facts; None: there is no closed window."""
     payers: list[Payer] = []
     """Where the account changed: who pays from which day on, oldest first; the first of them from the beginning."""
     waived: dict[str, int] = {}
@@ -76,6 +87,10 @@ class Record(msgspec.Struct):
     """To when it was priced last."""
     rides: dict[str, BookedRide] = {}
     """Leg → what is booked of it beside its lines."""
+    since: int = 0
+    """Where the open window begins, where there are closed ones: the end of the last of them."""
+    earlier: list[Ridden] = []
+    """The complete rides of the last weeks before the open window."""
 
 
 class Movement(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from fare_engine.pricing.lines import Leg
 from fare_engine.service_day import DAY_MS, MINUTE_MS
 from fare_engine.store import travellers
 from fare_engine.store.travellers import Claim, Traveller
+from fare_engine.windows import ridden
 
 AT_ONCE = 5
 """So many claims in 30 days are taken at once; those beyond wait for somebody."""
@@ -98,7 +99,8 @@ def _accept(connection: Connection, application: Application, claim: Claim, by: 
 
 def _likely(application: Application, traveller: Traveller, folded: Folded, leg: Leg) -> Likely | None:
     taps = [fact for fact in in_order(traveller.record.facts) if isinstance(fact, Tap)]
-    return likely_exit(application.tariff, leg, folded.legs.values(), taps, ("next_tap", "habit"))
+    rides = ridden(folded.legs.values(), traveller.record.earlier)
+    return likely_exit(application.tariff, leg, rides, taps, ("next_tap", "habit"))
 
 
 def _is_completed(traveller: Traveller, leg_id: str) -> bool:

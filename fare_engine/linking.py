@@ -63,7 +63,7 @@ def link_token(
     concerned = {traveller_id} | {
         name for token in unlinked for name in (token.traveller_id, *(owner for _, owner in token.links))
     }
-    rows = travellers.get_travellers(connection, concerned)
+    rows = travellers.get_travellers(connection, concerned, dict.fromkeys(concerned, effective))
     if traveller_id not in rows:
         raise NotFoundError(f"no traveller {traveller_id}")
     for name in linked:
@@ -88,14 +88,16 @@ def change_payer(
 ) -> int:
     """From a service day on an account pays for a traveller; gives the day, which is later where days are closed already, and
     today at the latest. What was booked for those days is booked anew."""
-    rows = travellers.get_travellers(connection, [traveller_id])
+    today = application.tariff.service_day(now)
+    day = min(max(first_day, first_open_day(connection, application.tariff, now)[0]), today)
+    version = application.tariff.version_at(now)
+    begins = day_starts_at(day, application.tariff.zone, version.day_start_ms if version else 0)
+    rows = travellers.get_travellers(connection, [traveller_id], {traveller_id: begins})
     if traveller_id not in rows:
         raise NotFoundError(f"no traveller {traveller_id}")
     traveller = rows[traveller_id]
     if account_id not in travellers.find_accounts(connection, {account_id, traveller.account_id}):
         raise NotFoundError(f"no account {account_id}")
-    today = application.tariff.service_day(now)
-    day = min(max(first_day, first_open_day(connection, application.tariff, now)[0]), today)
     record = traveller.record
     payers = [payer for payer in record.payers if payer.first_day != day] or [Payer(traveller.account_id, 0)]
     record.payers = sorted([*payers, Payer(account_id, day)], key=lambda payer: payer.first_day)

@@ -1,8 +1,8 @@
 """Where an exit is missing: where the rider most likely left, and whether that is certain enough to be taken as a fact.
 
 Two things can tell. The *next tap*: who enters a station again came out there, and who boards a bus came out at the station
-beside its stop. And *habit*: who went from here to one place most times went there again. Which of them counts, and in which
-order, is the tariff's (`completes`); what neither tells costs what the tap rule says.
+beside its stop. And *habit*: who went from here to one place most times in the month before went there again. Which of them
+counts, and in which order, is the tariff's (`completes`); what neither tells costs what the tap rule says.
 
 What is taken as known is recorded as a fact. It follows from the rider's other facts alone: when one of them comes in that
 tells otherwise, the recorded one is replaced, so that their order of arrival changes nothing. Pure."""
@@ -17,14 +17,15 @@ from typing import Literal
 import msgspec
 
 from fare_engine import booking
-from fare_engine.booking import Record
+from fare_engine.booking import Record, Ridden
 from fare_engine.facts import Completion, Tap, in_order
 from fare_engine.pricing.fold import Folded
-from fare_engine.pricing.lines import Leg
+from fare_engine.pricing.lines import Leg, began
 from fare_engine.refold import Change
 from fare_engine.service_day import MINUTE_MS
 from fare_engine.tariff.compile import CompiledTariff
 from fare_engine.tariff.model import Stop
+from fare_engine.windows import HABIT_MS, ridden
 
 HABIT_RIDES = 3
 """So many rides from a place make a habit …"""
@@ -64,13 +65,14 @@ class Mender:
         return Change(facts=list(new), withdrawn=gone) if new or gone else None
 
     def _completions(self, record: Record, folded: Folded, now: int) -> list[Completion]:
-        lacking = [leg for leg in folded.legs.values() if leg.status == "missing_exit"]
+        lacking = [leg for leg in folded.legs.values() if leg.status == "missing_exit" and began(leg) >= record.since]
         if not lacking:
             return []
         taps = [fact for fact in in_order(record.facts) if isinstance(fact, Tap)]
+        rides = ridden(folded.legs.values(), record.earlier)
         found = []
         for leg in lacking:
-            likely = likely_exit(self.tariff, leg, folded.legs.values(), taps, self._ways(leg))
+            likely = likely_exit(self.tariff, leg, rides, taps, self._ways(leg))
             if likely is not None:
                 found.append(completion(leg.leg_id, likely.stop_id, likely.at, likely.source, now))
         return found
@@ -88,12 +90,12 @@ def completion(leg_id: str, stop_id: str, at: int, source: Literal["claim", "nex
 
 
 def likely_exit(
-    tariff: CompiledTariff, leg: Leg, legs: Iterable[Leg], taps: Sequence[Tap], completes: Sequence[str]
+    tariff: CompiledTariff, leg: Leg, rides: Iterable[Ridden], taps: Sequence[Tap], completes: Sequence[str]
 ) -> Likely | None:
     """The exit of a leg whose exit is missing, by the ways `completes` in their order; None: nothing tells.
 
-    `legs` and `taps` are the traveller's, in any order."""
-    ways = {"next_tap": lambda: _by_next_tap(tariff, leg, taps), "habit": lambda: _by_habit(leg, legs)}
+    `rides` and `taps` are the traveller's, in any order."""
+    ways = {"next_tap": lambda: _by_next_tap(tariff, leg, taps), "habit": lambda: _by_habit(leg, rides)}
     return next((found for way in completes if (found := ways[way]()) is not None), None)
 
 
@@ -116,16 +118,13 @@ def _by_next_tap(tariff: CompiledTariff, leg: Leg, taps: Iterable[Tap]) -> Likel
     return Likely(stop_id, max(leg.entry_at + 1, after.at - WALK_MS), "next_tap")
 
 
-def _by_habit(leg: Leg, legs: Iterable[Leg]) -> Likely | None:
+def _by_habit(leg: Leg, rides: Iterable[Ridden]) -> Likely | None:
     assert leg.entry_at is not None
     same = [
         other
-        for other in legs
-        if other.status == "complete"
-        and (other.network_id, other.from_stop_id) == (leg.network_id, leg.from_stop_id)
-        and other.entry_at is not None
-        and other.exit_at is not None
-        and other.entry_at < leg.entry_at
+        for other in rides
+        if (other.network_id, other.from_stop_id) == (leg.network_id, leg.from_stop_id)
+        and leg.entry_at - HABIT_MS <= other.entry_at < leg.entry_at
     ]
     if len(same) < HABIT_RIDES:
         return None
@@ -134,7 +133,7 @@ def _by_habit(leg: Leg, legs: Iterable[Leg]) -> Likely | None:
     part, whole = HABIT_SHARE
     if stop_id is None or count * whole < len(same) * part:
         return None
-    took = sorted(other.exit_at - other.entry_at for other in same if other.to_stop_id == stop_id)  # type: ignore[operator]
+    took = sorted(other.exit_at - other.entry_at for other in same if other.to_stop_id == stop_id)
     return Likely(stop_id, leg.entry_at + took[len(took) // 2], "habit")
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 from sqlalchemy import Connection
 
-from fare_engine import booking, late
+from fare_engine import booking, late, windows
 from fare_engine.booking import Movement, Record
 from fare_engine.facts import Fact, Tap, order_key
 from fare_engine.ledger import transaction_id
@@ -118,6 +118,21 @@ class Refolder:
         travellers.change_balances(connection, entries.balance_changes)
         found.balances = entries.balance_changes
         return found
+
+    def close_windows(self, connection: Connection, rows: Iterable[Traveller], now: int) -> None:
+        """Put away what is old of records that were just priced and saved. What goes wrong leaves a record as it is."""
+        closing = []
+        for traveller in rows:
+            if not (traveller.reopened or windows.is_due(traveller.record, now)):
+                continue
+            try:
+                traveller.closed = windows.close(self.tariff, traveller.traveller_id, traveller.record, now)
+            except Exception:
+                logger.exception("a window of a traveller could not be closed")
+            if traveller.closed:
+                closing.append(traveller)
+        if closing:
+            travellers.save_travellers(connection, closing)
 
     def _one(
         self, connection: Connection, traveller: Traveller, change: Change, moment: Moment, left: dict[str, int]

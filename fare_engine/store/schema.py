@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 metadata = MetaData()
-FORM = "0003"
+FORM = "0004"
 """The number of this form: the newest of store/migrations."""
 _Key = BigInteger().with_variant(Integer, "sqlite")
 
@@ -292,6 +292,16 @@ travellers = Table(  # store.travellers: who rides; the open window's facts, wha
         sqlite_where=text("dirty_since IS NOT NULL"),
         postgresql_where=text("dirty_since IS NOT NULL"),
     ),
+)
+
+closed_windows = Table(  # store.travellers: what is older than a traveller's open window
+    "closed_windows",
+    metadata,
+    Column("traveller_id", String, nullable=False),
+    Column("ends", BigInteger, nullable=False),  # the instant before which its facts are
+    Column("record", LargeBinary, nullable=False),
+    Column("row_hash", LargeBinary),
+    PrimaryKeyConstraint("traveller_id", "ends"),
 )
 
 lines = Table(  # store.books: every movement of every line

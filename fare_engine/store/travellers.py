@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, select, update
 
 from fare_engine.booking import Record, decode, encode
 from fare_engine.errors import NotFoundError
@@ -16,6 +16,7 @@ from fare_engine.store import schema
 from fare_engine.store.database import cipher_of
 from fare_engine.store.hashes import hashed
 from fare_engine.store.many import execute_many
+from fare_engine.windows import REACH_MS, open_again, reaches
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,12 @@ class Traveller:
     dirty_reason: str | None = None
     stored: tuple[object, ...] | None = None
     """What `beside` was when the row was read."""
+    closed: list[Record] = field(default_factory=list)
+    """Windows that were closed since the row was read."""
+    opened: list[int] = field(default_factory=list)
+    """Where those ended that were opened again."""
+    reopened: bool = False
+    """Whether some were, also after it was saved."""
 
     def beside(self) -> tuple[object, ...]:
         """What its row holds beside the record: most taps leave it as it is, and it is not written again then, for it stands in
@@ -125,6 +132,12 @@ _GET_TRAVELLERS = (
     .where(_travellers.c.traveller_id.in_(bindparam("ids", expanding=True)))
     .order_by(_travellers.c.traveller_id)
     .with_for_update()
+)
+_windows = schema.closed_windows
+_FIND_WINDOWS = (
+    select(_windows.c.traveller_id, _windows.c.ends, _windows.c.record)
+    .where(_windows.c.traveller_id.in_(bindparam("ids", expanding=True)), _windows.c.ends > bindparam("after"))
+    .order_by(_windows.c.traveller_id, _windows.c.ends)
 )
 _THIS_TRAVELLER = update(_travellers).where(_travellers.c.traveller_id == bindparam("key"))
 _SAVE_TRAVELLER = _THIS_TRAVELLER.values(
@@ -251,22 +264,50 @@ def block_token(connection: Connection, token_id: str, at: int | None) -> None:
         connection.execute(update(_tokens).where(_tokens.c.token_id == changed["token_id"]).values(changed))
 
 
-def get_travellers(connection: Connection, traveller_ids: Collection[str]) -> dict[str, Traveller]:
+def get_travellers(
+    connection: Connection, traveller_ids: Collection[str], back_to: Mapping[str, int] | None = None
+) -> dict[str, Traveller]:
     """Some travellers, locked in the order of their ids where the database locks rows. One whose record cannot be read is
-    left out: `motthe taps verify` names its row."""
+    left out: `motthe taps verify` names its row.
+
+    Their records hold all that a fact of the time `back_to` (by traveller) may touch; without it all there is."""
     found = {}
-    for row in connection.execute(_GET_TRAVELLERS, {"ids": sorted(traveller_ids)}):
+    for row in connection.execute(_GET_TRAVELLERS, {"ids": sorted(traveller_ids)}).all():
         try:
-            found[row.traveller_id] = _traveller(row)
+            traveller = _traveller(row)
+            at = 0 if back_to is None else back_to.get(row.traveller_id, 0)
+            if not reaches(traveller.record, at):
+                _open_again(connection, [traveller], at - REACH_MS)
+            found[row.traveller_id] = traveller
         except msgspec.DecodeError:
             logger.exception("the record of traveller %s cannot be read", row.traveller_id)
     return found
 
 
+def _open_again(connection: Connection, travellers: Iterable[Traveller], after: int = -1) -> None:
+    """Put closed windows that end after an instant back into their travellers' records."""
+    shut = {traveller.traveller_id: traveller for traveller in travellers if traveller.record.base is not None}
+    if not shut:
+        return
+    found: dict[str, list[Record]] = {}
+    for row in connection.execute(_FIND_WINDOWS, {"ids": sorted(shut), "after": after}):
+        found.setdefault(row.traveller_id, []).append(decode(row.record))
+        shut[row.traveller_id].opened.append(row.ends)
+        shut[row.traveller_id].reopened = True
+    for traveller_id, closed in found.items():
+        shut[traveller_id].record = open_again(closed, shut[traveller_id].record)
+
+
 def find_traveller(connection: Connection, traveller_id: str) -> Traveller | None:
     """One traveller, not locked: to be looked at; or None."""
     row = connection.execute(select(_travellers).where(_travellers.c.traveller_id == traveller_id)).first()
-    return _traveller(row) if row else None
+    return _whole(connection, [row])[0] if row else None
+
+
+def read_records(connection: Connection, traveller_ids: Collection[str]) -> dict[str, Record]:
+    """The whole records of some travellers, not locked."""
+    rows = connection.execute(select(_travellers).where(_travellers.c.traveller_id.in_(traveller_ids))).all()
+    return {traveller.traveller_id: traveller.record for traveller in _whole(connection, rows)}
 
 
 def list_due(connection: Connection, as_of: int, most: int) -> list[str]:
@@ -400,7 +441,8 @@ def decide_drift(connection: Connection, traveller_id: str, at: int) -> None:
 def save_travellers(connection: Connection, travellers: Iterable[Traveller]) -> None:
     """Write travellers' rows back."""
     held = list(travellers)
-    records, whole = [], []
+    records: list[dict[str, Any]] = []
+    whole: list[dict[str, Any]] = []
     for traveller, row in zip(held, hashed(schema.travellers, map(_row, held)), strict=True):
         row["key"] = row.pop("traveller_id")
         beside = traveller.beside()
@@ -408,6 +450,21 @@ def save_travellers(connection: Connection, travellers: Iterable[Traveller]) -> 
         traveller.stored = beside
     execute_many(connection, _SAVE_RECORD, records)
     execute_many(connection, _SAVE_TRAVELLER, whole)
+    for traveller in held:
+        if traveller.closed or traveller.opened:
+            _save_windows(connection, traveller)
+
+
+def _save_windows(connection: Connection, traveller: Traveller) -> None:
+    """Bring a traveller's closed windows to what his record leaves out."""
+    mine = _windows.c.traveller_id == traveller.traveller_id
+    connection.execute(delete(_windows).where(mine, _windows.c.ends.in_(traveller.opened)))
+    rows = [
+        {"traveller_id": traveller.traveller_id, "ends": closed.as_of, "record": encode(closed)} for closed in traveller.closed
+    ]
+    if rows:
+        connection.execute(_windows.insert(), hashed(_windows, rows))
+    traveller.closed, traveller.opened = [], []
 
 
 def all_travellers(connection: Connection) -> Iterable[Traveller]:
@@ -415,8 +472,8 @@ def all_travellers(connection: Connection) -> Iterable[Traveller]:
     rows = connection.execution_options(yield_per=1000).execute(
         select(schema.travellers).order_by(schema.travellers.c.traveller_id)
     )
-    for row in rows:
-        yield _traveller(row)
+    for part in rows.partitions():
+        yield from _whole(connection, part)
 
 
 def find_accounts(connection: Connection, account_ids: Collection[str]) -> dict[str, Account]:
@@ -441,7 +498,7 @@ def travellers_of_account(connection: Connection, account_id: str) -> list[Trave
     """The travellers whose rides an account pays now."""
     table = schema.travellers
     rows = connection.execute(select(table).where(table.c.account_id == account_id).order_by(table.c.traveller_id))
-    return [_traveller(row) for row in rows]
+    return _whole(connection, rows.all())
 
 
 def change_balances(connection: Connection, changes: Mapping[str, int]) -> None:
@@ -459,6 +516,13 @@ def _row(traveller: Traveller) -> dict[str, object]:
         "dirty_since": traveller.dirty_since,
         "dirty_reason": traveller.dirty_reason,
     }
+
+
+def _whole(connection: Connection, rows: Sequence[Row[Any]]) -> list[Traveller]:
+    """Travellers with all their windows, to be looked at."""
+    found = [_traveller(row) for row in rows]
+    _open_again(connection, found)
+    return found
 
 
 def _traveller(row: Row[Any]) -> Traveller:

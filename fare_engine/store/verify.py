@@ -46,6 +46,7 @@ from fare_engine.tap_format import (
     open_message,
 )
 from fare_engine.tokens import stored_token
+from fare_engine.windows import open_again
 
 KINDS = ("prepaid", "postpaid", "collector")
 """Kinds of account."""
@@ -320,16 +321,26 @@ class _Check:
         table = schema.travellers
         lines = _Groups(self._stream(schema.lines, *self._line_order()), "traveller_id")
         legs = _Groups(self._stream(schema.legs, *self._leg_order()), "traveller_id")
+        shut = schema.closed_windows
+        windows = _Groups(self._stream(shut, self._bytewise(shut.c.traveller_id), shut.c.ends), "traveller_id")
         for row in self._stream(table, self._bytewise(table.c.traveller_id)):
+            for traveller_id in windows.before(row.traveller_id):
+                self._find("closed_windows", traveller_id, "windows of a traveller that there is not")
             for traveller_id in lines.before(row.traveller_id):
                 self._find("lines", traveller_id, "lines of a traveller that there is not")
             for traveller_id in legs.before(row.traveller_id):
                 self._find("legs", traveller_id, "legs of a traveller that there is not")
             with self._guarded("travellers", row.traveller_id):
                 record = booking.decode(row.record)
+                closed = [booking.decode(window.record) for window in windows.of(row.traveller_id)]
+                if [one.as_of for one in closed] != [one.since for one in (*closed[1:], record)][: len(closed)]:
+                    self._find("closed_windows", row.traveller_id, "are not one after the other up to the record")
+                record = open_again(closed, record) if closed else record
                 self._check_facts(row.traveller_id, record)
                 self._check_lines(row.traveller_id, record, lines.of(row.traveller_id))
                 self._check_legs(row.traveller_id, record, legs.of(row.traveller_id))
+        for traveller_id in windows.before(None):
+            self._find("closed_windows", traveller_id, "windows of a traveller that there is not")
         for traveller_id in lines.before(None):
             self._find("lines", traveller_id, "lines of a traveller that there is not")
         for traveller_id in legs.before(None):

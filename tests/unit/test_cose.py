@@ -13,7 +13,7 @@ LENGTHS = (0, 1, 23, 24, 255, 256, 65_535, 65_536)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("key_length", (1, 13, 14, 15, 16, 17, 18, 240, 250))
+@pytest.mark.parametrize("key_length", [1, 13, 14, 15, 16, 17, 18, 240, 250])
 def test_what_is_signed_is_the_sig_structure_whatever_its_lengths(length: int, key_length: int) -> None:
     payload, key_id = b"p" * length, b"k" * key_length
     read, signature = read_sign1(sign1(KEY, key_id, payload))
