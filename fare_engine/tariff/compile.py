@@ -222,11 +222,12 @@ class CompiledVersion:
         return conditions.failing(ride, self.network, self.prices.groups, whole=whole) is None
 
     def coverage(self, best: ReadyBest, ride: Ride) -> tuple[Coverage, ...]:
-        """How far each candidate of a window covers a leg. Remembered where only the leg's places matter."""
+        """How far each candidate of a window covers a leg. Remembered where only the leg's places matter; by the window itself,
+        for one that an earlier version began has other candidates under the same id."""
         if not best.by_place_only:
             return self._find_coverage(best, ride)
         key = (
-            best.rule.rule_id, ride.network_id, ride.route_id, ride.media, ride.rider_category, ride.from_stop_id,
+            id(best), ride.network_id, ride.route_id, ride.media, ride.rider_category, ride.from_stop_id,
             ride.to_stop_id, ride.given and ride.given.areas, ride.exit_given and ride.exit_given.areas,
         )  # fmt: skip
         if key not in self._coverage:

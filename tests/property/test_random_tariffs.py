@@ -25,7 +25,7 @@ from fare_engine.tariff.compile import PERIODS, CompiledTariff, CompiledVersion,
 from fare_engine.tariff.conditions import Ready
 from fare_engine.tariff.model import AS_ONE, BestOf, Cap, Rebate, Tariff
 from fare_engine.tariff.prices import NoPrice
-from tests.tariff_strategies import DAY, EVERYTHING, HOUR, World, worlds
+from tests.tariff_strategies import DAY, EVERYTHING, HOUR, World, a_world, worlds
 
 WAITS = (0, 1, HOUR, 3 * HOUR, DAY, 9 * DAY, 70 * DAY)
 """How long after the last fact a traveller is looked at: at once, or when all that time alone changes has happened."""
@@ -484,3 +484,28 @@ def test_every_price_under_any_tariff_holds_at_full_size(world: World, seed: int
 @given(world=worlds(ONE_WINDOW), wait=waits)
 def test_no_cheaper_choice_is_missed_at_full_size(world: World, wait: int) -> None:
     check_windows(world, wait)
+
+
+CANDIDATES = EVERYTHING._replace(best_of=2)
+
+
+@sample(200)
+@given(world=worlds(CANDIDATES))
+def test_a_price_does_not_hang_on_what_was_priced_before(world: World) -> None:
+    check_nothing_is_remembered_wrongly(world)
+
+
+@pytest.mark.parametrize("seed", [447, 480])
+def test_a_window_s_candidates_are_not_taken_for_those_of_a_later_version(seed: int) -> None:
+    check_nothing_is_remembered_wrongly(a_world(random.Random(seed), CANDIDATES, 16))
+
+
+def check_nothing_is_remembered_wrongly(world: World) -> None:
+    """A tariff remembers much of what it found out: prices under it are those under one that was just loaded."""
+    if not world.facts:
+        return
+    facts, used = sorted(world.facts, key=lambda fact: fact.at), world.compiled
+    for number in range(len(facts)):
+        fold(used, facts[:number], last(facts))
+        fold(used, facts[number:], last(facts))
+    assert fold(used, facts, last(facts)) == fold(world.compiled, facts, last(facts))
