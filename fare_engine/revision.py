@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from fare_engine.tariff.compile import CompiledTariff
 
@@ -33,7 +34,11 @@ def engine_revision() -> str:
 
 def revision_of(tariff: CompiledTariff) -> str:
     """The revision of engine and tariff together, as it stands on every line: `engine.tariff`."""
-    parts = [_encoder.encode(tariff.tariff), " ".join(sorted(tariff.versions)).encode()]
+    network = tariff.tariff.network
+    without_distances = replace(tariff.tariff, network=replace(network, distances={}))
+    parts = [_encoder.encode(without_distances), " ".join(sorted(tariff.versions)).encode()]
+    if network.distances:  # by pairs of stops, and an ordered map has texts for keys only
+        parts.append(_encoder.encode(sorted(network.distances.items())))
     return f"{engine_revision()}.{_digest(parts)}"
 
 

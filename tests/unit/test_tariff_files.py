@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fare_engine.errors import TariffError
+from fare_engine.revision import revision_of
 from fare_engine.tariff.checks import RULES, check
 from fare_engine.tariff.compile import load_compiled
 from fare_engine.tariff.files import Table, load
@@ -249,6 +250,17 @@ def test_a_service_that_only_has_exceptions_runs_on_those_days(tmp_path: Path) -
     calendar = load(folder).network.calendars["FAIR"]
     days = [20514, 20515, 20516]
     assert [calendar.runs_on(day) for day in days] == [False, True, False]
+
+
+def test_distances_are_a_part_of_a_tariff_s_revision_in_whatever_order_they_stand(tmp_path: Path) -> None:
+    def revision(name: str, *rows: str) -> str:
+        table = "\n".join(["from_stop_id,to_stop_id,km", *rows, ""])
+        return revision_of(little_tariff(tmp_path / name / "city", files={"network/distances.csv": table}))
+
+    assert revision("none") == revision_of(little_tariff(tmp_path / "without" / "city"))
+    one = revision("one", "A,B,1.4", "B,C,2")
+    assert one == revision("other order", "B,C,2", "A,B,1.4")
+    assert len({revision("none"), one, revision("longer", "A,B,1.4", "B,C,2.1")}) == 3
 
 
 def test_a_tap_at_a_stop_without_a_route_belongs_to_the_one_network_that_calls_there(tmp_path: Path) -> None:
