@@ -28,6 +28,7 @@ from clearing.auditor_shares import Released, share
 from clearing.store import BookedLeg
 from fare_engine import answers
 from fare_engine.booking import Entitlement
+from fare_engine.errors import CloseError
 from fare_engine.facts import Completion, Purchase
 from fare_engine.store import receipts, registry, travellers
 from fare_engine.store.receipts import StoredBatch
@@ -110,13 +111,14 @@ def _share_differences(
     city = folder if (folder / "clearing.toml").exists() else folder.parent
     released = [Released(product_id=name, service_date=on, amount=amount) for name, on, amount in store.released(connection)]
     networks = AuditTariff.load(folder, adopt).cap_networks()
-    found = share(city / "clearing.toml", rides, released, networks, date)
-    if found.not_understood:
-        return [], [f"shares: the auditor does not know the agreements {', '.join(found.not_understood)}"]
+    try:
+        sums = share(city / "clearing.toml", rides, released, networks, date)
+    except CloseError as error:
+        return [], [f"shares: {error}"]
     published, pools = store.given_through(connection, date)
     differences = []
-    for party in sorted(found.sums.keys() | published.keys()):
-        audited = found.sums.get(party, Fraction(0))
+    for party in sorted(sums.keys() | published.keys()):
+        audited = sums.get(party, Fraction(0))
         if abs(audited - published.get(party, 0)) >= max(1, pools.get(party, 0)):
             differences.append(ShareDifference(party, round(audited), published.get(party, 0)))
     return differences, []

@@ -10,7 +10,9 @@ It decides amounts and who bears them; it leaves to the close what to do about a
 from __future__ import annotations
 
 import csv
+import math
 import tomllib
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -67,6 +69,9 @@ class RecordedCancellation:
 
 RecordedFact: TypeAlias = RecordedTap | RecordedPurchase | RecordedCancellation
 
+TakenOff: TypeAlias = tuple[Literal["discount", "transfer", "cap"], str, str, int]
+"""What a rule took off a ride: (of which kind it is, the rule, its bearer, how much)."""
+
 Status: TypeAlias = Literal[
     "open", "complete", "cancelled", "missing_exit", "missing_entry", "late_exit", "unknown"
 ]  # fmt: skip
@@ -92,11 +97,18 @@ class AuditedLeg:
     before_caps: int = 0
     """What it costs one person after products, discounts and transfers."""
     companions: int = 0
-    capped: tuple[tuple[str, str, int], ...] = ()
-    """(cap, bearer, what it took off): sorted, one a cap and bearer, never of zero."""
+    off: tuple[TakenOff, ...] = ()
+    """Sorted, one a rule and bearer, never of zero."""
     product: str | None = None
     """The pass or book that paid it, with its `coupon`."""
     coupon: int = 0
+    persons: int = 1
+    rider_category: str = ""
+    route_id: str | None = None
+    distance_m: int | None = None
+    """How far a priced ride went; None: not known, as where nobody taps out."""
+    journey: str = ""
+    """The ride that began its journey: its own id where it follows none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +138,7 @@ _Frames: TypeAlias = frozenset[str] | None
 
 _MINUTE_MS = 60_000
 _DAY_MS = 86_400_000
+_EARTH_M = 6_371_009
 _WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _GTFS_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _NO_MINOR_UNITS = frozenset({"VND", "JPY", "KRW", "CLP", "ISK", "PYG", "UGX", "XAF", "XOF", "XPF"})
@@ -187,6 +200,7 @@ class _Product:
 
 @dataclass(frozen=True, slots=True)
 class _JoiningRule:
+    rule_id: str
     from_networks: tuple[str, ...]
     to_networks: tuple[str, ...]
     window_ms: int
@@ -286,6 +300,10 @@ class AuditTariff:
     routes_at_stop: Mapping[str, frozenset[str]]
     stops_of_network: Mapping[str, tuple[str, ...]]
     areas_of_stop: Mapping[str, frozenset[str]]
+    positions: Mapping[str, tuple[float, float]]
+    """Of stops: latitude and longitude in degrees."""
+    distances: Mapping[tuple[str, str], int]
+    """Metres from one stop to another, as `distances.csv` has them."""
     services: Mapping[str, tuple[date, date, tuple[bool, ...]]]
     service_exceptions: Mapping[tuple[str, date], bool]
     _fares: dict[_Key, int | None] = field(default_factory=dict)
@@ -378,6 +396,17 @@ class AuditTariff:
         if tap.route_id is not None:
             return self.agency_of_route.get(tap.route_id)
         return _only({self.agency_of_route.get(route) for route in self.routes_at_stop.get(tap.stop_id or "", ())})
+
+    def metres(self, start: str | None, end: str | None) -> int | None:
+        """How far it is from one stop to another: by `distances.csv` in either direction, else the great circle between them.
+        None where it cannot be told."""
+        if start is None or end is None:
+            return None
+        listed = self.distances.get((start, end), self.distances.get((end, start)))
+        if listed is not None or start not in self.positions or end not in self.positions:
+            return listed
+        chord = math.dist(_on_the_unit_sphere(*self.positions[start]), _on_the_unit_sphere(*self.positions[end]))
+        return round(2 * _EARTH_M * math.asin(min(1.0, chord / 2)))
 
     # -- how much
 
@@ -473,7 +502,9 @@ class _Ride:
     paid_by: _Bought | None = None
     coupon: int = 0
     off: list[tuple[_Discount, int]] = field(default_factory=list)
-    transfers: list[tuple[str, int]] = field(default_factory=list)
+    transfers: list[tuple[_JoiningRule, int]] = field(default_factory=list)
+    follows: _Ride | None = None
+    """The ride that a joining rule put it together with."""
     depth: int = 0
     """How many transfers stand before it in its chain."""
     is_first_of_a_group: bool = False
@@ -518,6 +549,10 @@ class _Ride:
     def companions(self) -> int:
         return (self.fare or 0) * (self.first.persons - 1)
 
+    @property
+    def began_its_journey(self) -> _Ride:
+        return self if self.follows is None else self.follows.began_its_journey
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Bought:
@@ -542,7 +577,7 @@ def audit_traveller(tariff: AuditTariff, facts: Iterable[RecordedFact], as_of_ms
     for ride in settled:
         ride.fare = _list_fare(tariff, ride)
     for index, ride in enumerate(settled):
-        if ride.status != "cancelled" and ride.fare is not None and ride.settled is not None:
+        if ride.status != "cancelled" and ride.fare and ride.settled is not None:
             _pay_by_product(ride, bought, settled[:index])
     for index, ride in enumerate(settled):
         if ride.status != "cancelled" and ride.fare is not None and ride.paid_by is None:
@@ -735,10 +770,10 @@ def _join(settled: Sequence[_Ride]) -> list[_Change]:
             first, rule = _find_first(ride, settled[:index])
             if first is not None and rule is not None:
                 off_first = min(rule.off_first, first.before_caps)
-                first.transfers.append((rule.bearer, off_first))
+                first.transfers.append((rule, off_first))
                 first.is_first_of_a_group = True
-                ride.transfers.append((rule.bearer, min(rule.off_second, ride.before_transfers)))
-                ride.depth = first.depth + 1
+                ride.transfers.append((rule, min(rule.off_second, ride.before_transfers)))
+                ride.follows, ride.depth = first, first.depth + 1
                 changes.append((first, -off_first))
         changes.append((ride, ride.before_caps))
     return changes
@@ -816,8 +851,8 @@ def _audited(tariff: AuditTariff, ride: _Ride, held: int) -> AuditedLeg:
     is_known = ride.fare is not None
     charge = ride.before_caps - sum(amount for _, _, amount in ride.capped) + ride.companions
     funded: dict[str, int] = {}
-    borne = [(rule.bearer, amount) for rule, amount in ride.off] + ride.transfers
-    borne += [(bearer, amount) for _, bearer, amount in ride.capped]
+    off = _summed(ride)
+    borne = [(bearer, amount) for _, _, bearer, amount in off]
     if ride.paid_by is not None:
         borne.append((f"product:{ride.paid_by.product.product_id}", ride.coupon))
     for bearer, amount in borne:
@@ -836,16 +871,25 @@ def _audited(tariff: AuditTariff, ride: _Ride, held: int) -> AuditedLeg:
         fare=ride.fare or 0,
         before_caps=ride.before_caps,
         companions=ride.companions,
-        capped=_summed(ride.capped),
+        off=off,
         product=ride.paid_by.product.product_id if ride.paid_by is not None else None,
         coupon=ride.coupon,
+        persons=ride.first.persons,
+        rider_category=ride.first.rider_category,
+        route_id=ride.first.route_id,
+        distance_m=tariff.metres(ride.first.stop_id, ride.last.stop_id) if is_known and ride.last is not None else None,
+        journey=ride.began_its_journey.first.fact_id,
     )
 
 
-def _summed(capped: Iterable[tuple[str, str, int]]) -> tuple[tuple[str, str, int], ...]:
-    sums: dict[tuple[str, str], int] = {}
-    for rule_id, bearer, amount in capped:
-        sums[rule_id, bearer] = sums.get((rule_id, bearer), 0) + amount
+def _summed(ride: _Ride) -> tuple[TakenOff, ...]:
+    sums: dict[tuple[Literal["discount", "transfer", "cap"], str, str], int] = defaultdict(int)
+    for discount, amount in ride.off:
+        sums["discount", discount.rule_id, discount.bearer] += amount
+    for joining, amount in ride.transfers:
+        sums["transfer", joining.rule_id, joining.bearer] += amount
+    for cap, bearer, amount in ride.capped:
+        sums["cap", cap, bearer] += amount
     return tuple((*key, amount) for key, amount in sorted(sums.items()) if amount)
 
 
@@ -883,6 +927,15 @@ def _with_network(
         routes_at_stop={stop: frozenset(routes) for stop, routes in routes_at_stop.items()},
         stops_of_network={network: tuple(sorted(stops)) for network, stops in stops_of_network.items()},
         areas_of_stop=_areas_of_stop(folder),
+        positions={
+            row["stop_id"]: (float(row["stop_lat"]), float(row["stop_lon"]))
+            for row in _rows(folder / "stops.txt")
+            if row.get("stop_lat") and row.get("stop_lon")
+        },
+        distances={
+            (row["from_stop_id"], row["to_stop_id"]): int((Decimal(row["km"]) * 1000).to_integral_value())
+            for row in _rows(folder / "distances.csv")
+        },
         services={
             row["service_id"]: (
                 datetime.strptime(row["start_date"], "%Y%m%d").replace(tzinfo=UTC).date(),
@@ -898,6 +951,11 @@ def _with_network(
             for row in _rows(folder / "calendar_dates.txt")
         },
     )
+
+
+def _on_the_unit_sphere(latitude: float, longitude: float) -> tuple[float, float, float]:
+    lat, lon = math.radians(latitude), math.radians(longitude)
+    return math.cos(lat) * math.cos(lon), math.cos(lat) * math.sin(lon), math.sin(lat)
 
 
 def _areas_of_stop(folder: Path) -> dict[str, frozenset[str]]:
@@ -1014,6 +1072,7 @@ def _product(row: Mapping[str, Any]) -> _Product:
 
 def _joining_rule(row: Mapping[str, Any]) -> _JoiningRule:
     return _JoiningRule(
+        rule_id=row["rule_id"],
         from_networks=_words(row, "from_networks"),
         to_networks=_words(row, "to_networks"),
         window_ms=row["window_minutes"] * _MINUTE_MS,

@@ -20,7 +20,6 @@ from sqlalchemy import (
     Table,
     case,
     func,
-    or_,
     select,
 )
 
@@ -335,11 +334,13 @@ def released(connection: Connection) -> list[tuple[str, str, int]]:
 
 
 def given_through(connection: Connection, accounting_date: str) -> tuple[dict[str, int], dict[str, int]]:
-    """What each party was given up to a date out of pools (amounts for rides, subsidies and fees left out), and of how many."""
-    ruled = or_(*(settlements.c.pool.startswith(word) for word in ("ride|", "subsidy|", "fee|")))
+    """What each party was given up to a date (fees left out), and out of how many pools that may round: amounts for rides and
+    subsidies are whole."""
+    words = {word: settlements.c.pool.startswith(f"{word}|") for word in ("ride", "subsidy", "fee")}
+    rounded = case((words["ride"] | words["subsidy"], None), else_=settlements.c.pool)
     rows = connection.execute(
-        select(settlements.c.party, func.sum(settlements.c.amount), func.count(settlements.c.pool.distinct()))
-        .where(settlements.c.accounting_date <= accounting_date, ~ruled)
+        select(settlements.c.party, func.sum(settlements.c.amount), func.count(rounded.distinct()))
+        .where(settlements.c.accounting_date <= accounting_date, ~words["fee"])
         .group_by(settlements.c.party)
     ).all()
     return {row[0]: int(row[1]) for row in rows}, {row[0]: int(row[2]) for row in rows}

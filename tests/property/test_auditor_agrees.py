@@ -26,7 +26,8 @@ from clearing.auditor import (
 )
 from fare_engine.facts import Cancellation, Fact, Purchase, Tap, order_key
 from fare_engine.pricing.fold import Folded, fold
-from fare_engine.pricing.lines import Line
+from fare_engine.pricing.lines import Leg, Line
+from fare_engine.rides import BookedRide, book_rides
 from fare_engine.service_day import monday_of, parse_instant, to_date
 from fare_engine.tariff.compile import CompiledTariff, load_compiled
 from tests.strategies import CITY, HOUR, days_of_facts, weeks_of_facts
@@ -85,24 +86,26 @@ def as_recorded(fact: Fact) -> RecordedFact:
     return RecordedTap(**fields) if isinstance(fact, Tap) else RecordedPurchase(**fields)
 
 
-def as_audited(folded: Folded) -> dict[str, AuditedLeg]:
-    """The engine's legs in the auditor's words: every amount is a sum of lines."""
+def as_audited(folded: Folded, tariff: CompiledTariff) -> dict[str, AuditedLeg]:
+    """The engine's legs in the auditor's words: every amount is a sum of lines, the rest is what is booked of a priced ride."""
+    rides: dict[str, BookedRide] = {}
+    book_rides("traveller", rides, folded, tariff, None)
     lines: dict[str, list[Line]] = defaultdict(list)
     for line in folded.lines:
         lines[line.leg_id].append(line)
-    return {leg_id: _as_audited(leg, lines[leg_id]) for leg_id, leg in folded.legs.items()}
+    return {leg_id: _as_audited(leg, lines[leg_id], rides.get(leg_id)) for leg_id, leg in folded.legs.items()}
 
 
-def _as_audited(leg: Any, lines: Sequence[Line]) -> AuditedLeg:
+def _as_audited(leg: Leg, lines: Sequence[Line], booked: BookedRide | None) -> AuditedLeg:
     of_kind: dict[str, int] = defaultdict(int)
     funded: dict[str, int] = defaultdict(int)
-    capped: dict[tuple[str, str], int] = defaultdict(int)
+    off: dict[tuple[Any, str, str], int] = defaultdict(int)
     for line in lines:
         of_kind[line.kind] += line.amount
         if line.kind not in ("hold", "sale", "expiry"):
             funded[line.bearer] += line.funded
-        if line.kind == "cap":
-            capped[line.rule_id, line.bearer] -= line.amount
+        if line.kind in ("discount", "transfer", "cap"):
+            off[line.kind, line.rule_id, line.bearer] -= line.amount
     covered = [line for line in lines if line.kind == "product"]
     before_caps = sum(of_kind[kind] for kind in ("list_fare", "product", "discount", "transfer"))
     return AuditedLeg(
@@ -118,9 +121,14 @@ def _as_audited(leg: Any, lines: Sequence[Line]) -> AuditedLeg:
         fare=of_kind["list_fare"],
         before_caps=before_caps,
         companions=of_kind["companions"],
-        capped=tuple((*key, amount) for key, amount in sorted(capped.items()) if amount),
+        off=tuple((*key, amount) for key, amount in sorted(off.items()) if amount),
         product=covered[0].bearer.removeprefix("product:") if covered else None,
         coupon=sum(line.funded for line in covered),
+        persons=leg.persons,
+        rider_category=leg.rider_category,
+        route_id=leg.route_id,
+        distance_m=booked.ride.distance_m if booked is not None else None,
+        journey=booked.ride.journey if booked is not None else leg.leg_id,
     )
 
 
@@ -128,7 +136,7 @@ def check_agreement(name: str, facts: Sequence[Fact], wait: int) -> None:
     as_of = max(fact.at for fact in facts) + wait
     folded = fold(engine_tariff(name), facts, as_of)
     audit = audit_traveller(auditors_tariff(name), map(as_recorded, facts), as_of)
-    assert as_audited(folded) == audit.legs
+    assert as_audited(folded, engine_tariff(name)) == audit.legs
     assert set(folded.ignored) == audit.ignored
     sold = {sale.sale_id: sale.charge for sale in audit.sales.values()}
     assert {line.leg_id: line.amount for line in folded.lines if line.kind == "sale"} == sold
@@ -307,4 +315,5 @@ def test_engine_and_auditor_agree_on_what_once_differed_in_another_city(
     adopt = ("proposal-2026-03",)
     as_of = facts[-1].at
     expected = audit_traveller(AuditTariff.load(city, adopt), map(as_recorded, facts), as_of).legs
-    assert as_audited(fold(load_compiled(city, adopt), facts, as_of)) == expected
+    tariff = load_compiled(city, adopt)
+    assert as_audited(fold(tariff, facts, as_of), tariff) == expected

@@ -18,6 +18,7 @@ from clearing.auditor import (
     audit_traveller,
 )
 from fare_engine.errors import TariffError
+from tests.builders import write_city
 
 CITY = Path(__file__).parent.parent.parent / "tariffs" / "hcmc"
 IN_FORCE = AuditTariff.load(CITY)
@@ -217,6 +218,44 @@ def test_a_leg_names_its_day_operator_and_version() -> None:
     leg = audit(ADOPTED, "2026-03-02 02:29 entry L1-01", "2026-03-02 02:30").legs["1"]
     assert (leg.service_date, leg.operator_id, leg.version) == ("2026-03-01", "OP-HURC1", "proposal-2026-03")
     assert audit(ADOPTED, "2026-03-01 02:29 board 1", "2026-03-01 02:30").legs["1"].version == "2019-now"
+
+
+def test_a_leg_names_its_persons_how_far_it_went_and_the_ride_that_began_its_journey() -> None:
+    found = audit(
+        ADOPTED,
+        """2026-03-03 07:00 entry L1-01 emv adult 2
+           2026-03-03 07:10 exit L1-02
+           2026-03-03 07:20 board 1 emv adult 3
+           2026-03-03 12:00 entry L1-02 emv student
+           2026-03-03 12:10 exit L1-01
+           2026-03-03 13:00 entry L1-01""",
+        "2026-03-03 18:00",
+    ).legs
+    told = [(leg.persons, leg.rider_category, leg.route_id, leg.distance_m, leg.journey) for leg in found.values()]
+    assert told == [
+        (2, "adult", None, 694, "1"),
+        (3, "adult", "1", None, "1"),
+        (1, "student", None, 694, "4"),
+        (1, "adult", None, None, "6"),
+    ]
+
+
+def test_a_rule_that_takes_something_off_is_named_with_its_bearer() -> None:
+    pupil = audit(ADOPTED, "2026-03-03 07:00 board 1 emv student", "2026-03-03 08:00").legs["1"]
+    assert pupil.off == (("discount", "student-bus", "AU-BUDGET", 3000),)
+    day = "2026-03-03 07:00 board 1\n2026-03-03 07:20 entry L1-01\n2026-03-03 07:30 exit L1-08"
+    joined = audit(ADOPTED, day, "2026-03-03 08:00").legs
+    assert [leg.off for leg in joined.values()] == [(("transfer", "joint-bus-metro", "AU-BUDGET", 3000),)] * 2
+
+
+def test_how_far_it_is_between_stops_the_table_says_in_either_direction_else_the_great_circle(tmp_path: Path) -> None:
+    table = "from_stop_id,to_stop_id,km\nA,B,1.4\nB,C,2\nC,B,3.0004\n"
+    tariff = AuditTariff.load(write_city(tmp_path, files={"network/distances.csv": table}))
+    assert (tariff.metres("A", "B"), tariff.metres("B", "A")) == (1400, 1400)
+    assert (tariff.metres("B", "C"), tariff.metres("C", "B")) == (2000, 3000)
+    assert tariff.metres("A", "C") == 3117  # 0.02 degrees each way at 10.78 degrees north: 2,223.9 m by 2,184.7 m
+    assert tariff.metres("A", "A") == 0
+    assert (tariff.metres("A", "nowhere"), tariff.metres(None, "A"), tariff.metres("A", None)) == (None, None, None)
 
 
 def test_sales_and_taps_that_mean_nothing_are_named() -> None:

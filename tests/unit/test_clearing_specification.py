@@ -1,4 +1,4 @@
-"""The worked examples of docs/clearing.md, run as they stand there."""
+"""The worked examples of docs/clearing.md, run as they stand there: by the close, and by the auditor."""
 
 from __future__ import annotations
 
@@ -6,35 +6,21 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
-from clearing.agreements import Agreements, Method, load_agreements
-from clearing.bags import BagLine, BagRide, Pool, corrections
-from clearing.pools import EMPTY, Shares, add, settle
-from clearing.share_store import DayUse, RideRow
-from clearing.sharing import add_own, add_rides, product_shares
-from clearing.store import PoolRow
-from fare_engine.tariff.compile import CapScope
+from clearing.agreements import Method, load_agreements
+from clearing.auditor import TakenOff
+from clearing.auditor_shares import Released
+from clearing.bags import Pool
+from clearing.pools import EMPTY, Shares, settle
 from tests.builders import ROOT, TOWN
+from tests.shares import REST, Told, Trip, an_agreement, by_the_auditor, by_the_close, clearing_toml, differences, sums_of
 
 DOCUMENT = (ROOT / "docs" / "clearing.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```clearing\n(.*?)```", DOCUMENT, re.DOTALL)
 TUESDAY = "2026-03-03"
-NAME = 'name = { vi = "x", en = "x" }\nvalid_from = 2026-01-01\n'
-REST = f"""
-[[agreements]]
-agreement_id = "rest"
-{NAME}covers = "legs"
-method = "own_leg"
-
-[[agreements]]
-agreement_id = "rest-of-caps"
-{NAME}covers = "caps"
-method = "paid_fares"
-scope = "service_day"
-"""
 
 
 @dataclass
@@ -42,9 +28,7 @@ class Example:
     """What an example tells: its agreement, one traveller's legs or a pass's day, and who is given what as of a date."""
 
     agreement: str
-    lines: list[BagLine] = field(default_factory=list)
-    rides: dict[str, BagRide] = field(default_factory=dict)
-    uses: list[DayUse] = field(default_factory=list)
+    told: Told = field(default_factory=Told)
     expected: list[tuple[str, dict[str, int]]] = field(default_factory=list)
 
 
@@ -55,9 +39,9 @@ def read(text: str) -> Example:
         if line.startswith("=>"):
             found.expected.append(_expected(line.removeprefix("=>").strip()))
         elif line.startswith("pass "):
-            found.uses += _pass_day(line.split()[1:])
+            _add_pass_day(found.told, line.split()[1:])
         else:
-            _add_leg(found, line.split())
+            found.told.trips.append(_trip(line.split()))
     return found
 
 
@@ -67,48 +51,44 @@ def _expected(text: str) -> tuple[str, dict[str, int]]:
     return on, {party: int(amount) for party, amount in (part.split() for part in shares.split(", "))}
 
 
-def _pass_day(words: list[str]) -> list[DayUse]:
+def _add_pass_day(told: Told, words: list[str]) -> None:
     product, amount, *used = words
-    rides = [
-        DayUse(TUESDAY, product, TUESDAY, "use", operator, int(fare), 1) for operator, fare in (one.split(":") for one in used)
-    ]
-    return [DayUse(TUESDAY, product, TUESDAY, "release", "", int(amount), 1), *rides]
+    told.released.append(Released(product_id=product, service_date=TUESDAY, amount=int(amount)))
+    for number, (operator, fare) in enumerate(one.split(":") for one in used):
+        place = {"leg_id": str(number), "journey": str(number), "operator": operator, "network": "bus", "on": TUESDAY}
+        told.trips.append(Trip(**place, fare=int(fare), product=product))  # type: ignore[arg-type]
 
 
-def _add_leg(found: Example, words: list[str]) -> None:
+def _trip(words: list[str]) -> Trip:
     leg, operator, network, *rest = words
     named = dict(word.split("=") for word in rest if "=" in word)
-    metres = int(named["km"]) * 1000 if "km" in named else None
-    found.rides[leg] = BagRide(named.get("journey", leg), int(named.get("persons", 1)), metres)
+    amounts: dict[str, int] = defaultdict(int)
+    off: list[TakenOff] = []
     for word in rest:
         if "=" not in word:
-            kind, amount, bearer = re.fullmatch(r"(\w+):(-?\d+)(?:@(\w+))?", word).groups()  # type: ignore[union-attr]
-            funded = -int(amount) if bearer else 0
-            rule = {"cap": "day"}.get(kind, f"{network}/{kind}")
-            on = named.get("on", TUESDAY)
-            found.lines.append(BagLine(leg, kind, rule, bearer or "operators", operator, network, on, int(amount), funded))
+            found = re.fullmatch(r"(\w+):(-?\d+)(?:@(\w+))?", word)
+            assert found is not None
+            kind: Any = found[1]
+            if kind in ("list_fare", "companions"):
+                amounts[kind] += int(found[2])
+            else:
+                off.append((kind, "day" if kind == "cap" else f"{network}-{kind}", found[3] or "operators", -int(found[2])))
+    return Trip(
+        leg_id=leg,
+        operator=operator,
+        network=network,
+        on=named.get("on", TUESDAY),
+        fare=amounts["list_fare"],
+        companions=amounts["companions"],
+        persons=int(named.get("persons", 1)),
+        metres=int(named["km"]) * 1000 if "km" in named else None,
+        journey=named.get("journey", leg),
+        off=tuple(off),
+    )
 
 
-def _as_row(line: BagLine) -> PoolRow:
-    place = (line.operator_id, line.network_id, line.service_date)
-    return PoolRow(line.kind, line.rule_id, line.bearer, *place, "rider", "", line.amount, line.funded, 1)
-
-
-def given(example: Example, agreements: Agreements, through: str) -> dict[str, int]:
-    """Who is given what, in whole units, when `through` is closed."""
-    changes: dict[Pool, Shares] = defaultdict(dict)
-    rows = [_as_row(one) for one in example.lines]
-    add_own(changes, rows, agreements)
-    caps = {"day": CapScope(frozenset(), "fare")}
-    legs = {one.leg_id: one for one in example.lines}
-    rides = [
-        RideRow(one.operator_id, one.network_id, None, "adult", one.service_date, example.rides[leg].persons, 1, 0)
-        for leg, one in legs.items()
-    ]
-    add_rides(changes, rides, agreements)
-    shared = corrections(example.lines, example.rides, agreements, caps, through)
-    for key, shares in [*shared.items(), *product_shares(example.uses, agreements, through).items()]:
-        add(changes[key], shares)
+def in_units(changes: dict[Pool, Shares]) -> dict[str, int]:
+    """Who is given what, in whole units."""
     found: dict[str, int] = defaultdict(int)
     for (pool, agreement), shares in changes.items():
         for party, amount in settle(f"{pool}@{agreement}", EMPTY, shares)[1].items():
@@ -117,16 +97,17 @@ def given(example: Example, agreements: Agreements, through: str) -> dict[str, i
 
 
 @pytest.mark.parametrize("text", EXAMPLES, ids=[f"example {number}" for number in range(1, len(EXAMPLES) + 1)])
-def test_the_examples_of_the_specification_are_what_the_close_does(tmp_path: Path, text: str) -> None:
+def test_the_examples_of_the_specification_are_what_the_close_and_the_auditor_do(tmp_path: Path, text: str) -> None:
     example = read(text)
-    path = tmp_path / "clearing.toml"
-    head = '[clearing]\nagreement_version = "1"\ncurrency = "VND"\n\n'
-    own = f'[[agreements]]\nagreement_id = "example"\n{NAME}{example.agreement}'
-    path.write_text(head + own + REST, encoding="utf-8")
+    path = clearing_toml(tmp_path / "clearing.toml", an_agreement("example", example.agreement), *REST)
     agreements = load_agreements(path, TOWN)
     assert example.expected
     for through, expected in example.expected:
-        assert given(example, agreements, through) == expected
+        changes = by_the_close(example.told, agreements, through)
+        assert in_units(changes) == expected
+        audited = by_the_auditor(example.told, path, through)
+        assert {party: round(amount) for party, amount in audited.items()} == expected
+        assert differences(audited, sums_of(changes), splits=len(changes)) == {}
 
 
 def test_there_is_an_example_of_every_method() -> None:
