@@ -191,8 +191,8 @@ class Agreements(Strict, frozen=True, kw_only=True):
         service_date: str,
         operators: Collection[str] | None = None,
     ) -> Agreement:
-        """The first agreement that covers a line. `operators`: those of the journey or day, where they are known; without them
-        the agreements between some operators only are passed over. CloseError where none is left."""
+        """The first agreement that covers a line. `operators`: those of the journey or day; none for products, which no agreement
+        between some operators shares. CloseError where none is left."""
         for row in self.agreements:
             if not row.fits(kind, rule_id, network_id, paid_by, service_date):
                 continue
@@ -311,6 +311,7 @@ def _faults(found: Agreements, file: str, known: Known) -> Iterator[Fault]:
         place = f"{file}: agreements[{number}] {row.agreement_id}"
         yield from _dates(place, row)
         yield from _method_faults(place, row)
+        yield from _order_faults(place, row, found.agreements[:number])
         yield from _name_faults(place, row, known)
     for number, fee in enumerate(found.fees):
         place = f"{file}: fees[{number}] {fee.fee_id}"
@@ -372,6 +373,14 @@ def _method_faults(place: str, row: Agreement) -> Iterator[Fault]:
                 yield Fault(f"{place} {name}", weight, "a weight is below zero")
     if row.method == "use" and not sum(row.without_use.values()):
         yield Fault(f"{place} without_use", dict(row.without_use), "a day without rides would pay nobody")
+
+
+def _order_faults(place: str, row: Agreement, before: Iterable[Agreement]) -> Iterator[Fault]:
+    """Amounts for rides are paid by what a ride itself tells, so its money must not hang on who else carried its rider."""
+    for pair in before:
+        apart = bool(row.networks) and bool(pair.networks) and not set(row.networks) & set(pair.networks)
+        if row.method == "per_ride" and pair.operators and pair.covers in ("legs", "fares") and not apart:
+            yield Fault(f"{place} method", row.method, f"stands behind {pair.agreement_id}, which is of some operators only")
 
 
 def _name_faults(place: str, row: Agreement, known: Known) -> Iterator[Fault]:

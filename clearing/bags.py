@@ -1,8 +1,8 @@
 """What several operators share of one traveller's rides: journeys, days, weeks and months, and what caps took off them.
 
 Pure. A **bag** is what an agreement looks at together. Its money is split by the weights of all its legs. `corrections` gives by
-how much that differs from giving each leg's money to its own operator, so that bags of one operator, which are nearly all, need
-never be looked at: they differ by nothing. The differences of a bag sum to zero in every pool."""
+how much that differs from giving each leg's money as if nobody else had carried its rider, so that bags of one operator, which
+are nearly all, need never be looked at: they differ by nothing. The differences of a bag sum to zero in every pool."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def corrections(
     through: str,
     only: str | None = None,
 ) -> dict[Pool, Shares]:
-    """By how much one traveller's shares differ from each leg's money going to its own operator, as known when the accounting
+    """By how much one traveller's shares differ from what each leg's operator alone would get, as known when the accounting
     date `through` is closed: a week or month that has not ended by then is shared day by day. `only` leaves out the money of all
     service dates but one; all legs are weighed."""
     listed = list(lines)
@@ -88,8 +88,7 @@ def corrections(
             if choice is None:
                 continue
             agreement, bag = choice
-            weights = _weights(agreement, bag, line, caps.get(line.rule_id.partition("/")[0]))
-            shares = pools.by_weights(amount, weights, agreement.without_use)
+            shares = _shares(agreement, bag, line, amount, caps.get(line.rule_id.partition("/")[0]))
             pools.add(shares, alone(_without_others(line, paid_by, agreements), line.operator_id, amount), -1)
             if any(shares.values()):
                 pools.add(found[pool_of(line, paid_by), agreement.agreement_id], shares)
@@ -105,7 +104,8 @@ def alone(agreement: Agreement, operator_id: str, amount: int) -> Shares:
 
 def _without_others(line: BagLine, paid_by: str, agreements: Agreements) -> Agreement:
     """The agreement by which the line's money was given before other legs were looked at."""
-    return agreements.find(line.kind, line.rule_id, line.network_id, paid_by, line.service_date)
+    alone_there = () if line.operator_id is None else (line.operator_id,)
+    return agreements.find(line.kind, line.rule_id, line.network_id, paid_by, line.service_date, alone_there)
 
 
 def pool_of(line: BagLine, paid_by: str) -> str:
@@ -144,14 +144,16 @@ def _choose(
     taking_part: dict[tuple[str, str, str], list[_Leg]],
     through: str,
 ) -> tuple[Agreement, list[_Leg]] | None:
-    """The agreement for a line and the legs it looks at; None where it does not weigh."""
+    """The agreement for a line and the legs it looks at; None where other legs change nothing."""
+    passed_over = False
     for row in agreements.agreements:
         if not row.fits(line.kind, line.rule_id, line.network_id, paid_by, line.service_date):
             continue
         if not row.weighs:
-            return None
+            return (row, []) if passed_over else None
         bag = _bag(row, line, legs, taking_part, through)
         if row.operators and not {leg.operator_id for leg in bag} <= set(row.operators):
+            passed_over = True
             continue
         return row, bag
     return None
@@ -180,16 +182,19 @@ def _bag(
     return taking_part[key]
 
 
-def _weights(row: Agreement, bag: Iterable[_Leg], line: BagLine, scope: CapScope | None) -> dict[str, int]:
-    """Operator → weight. For a cap only the networks count that it counts, and surcharges only where it caps them."""
-    found: dict[str, int] = {}
+def _shares(row: Agreement, bag: Iterable[_Leg], line: BagLine, amount: int, scope: CapScope | None) -> Shares:
+    """A line's money by the weights of a bag; all of it is its operator's where nobody else was there. For a cap only the
+    networks count that it counts, and surcharges only where it caps them."""
+    assert line.operator_id is not None
     surcharges = line.kind == "cap" and scope is not None and scope.counts == "surcharge"
     networks = scope.networks if scope is not None and line.kind == "cap" else row.networks
-    for leg in bag:
-        if networks and leg.network_id not in networks:
-            continue
-        found[leg.operator_id] = found.get(leg.operator_id, 0) + (leg.surcharges if surcharges else _weight(row, leg))
-    return found
+    counted = [leg for leg in bag if not networks or leg.network_id in networks]
+    if all(leg.operator_id == line.operator_id for leg in counted):
+        return alone(row, line.operator_id, amount)
+    weights: dict[str, int] = {}
+    for leg in counted:
+        weights[leg.operator_id] = weights.get(leg.operator_id, 0) + (leg.surcharges if surcharges else _weight(row, leg))
+    return pools.by_weights(amount, weights, row.without_use)
 
 
 def _weight(row: Agreement, leg: _Leg) -> int:

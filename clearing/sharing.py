@@ -87,7 +87,7 @@ def share_of_date(
 
 
 def add_own(changes: dict[Pool, Shares], rows: Iterable[PoolRow], agreements: Agreements) -> None:
-    """Each leg's money by what needs no look at other legs: its operator's, or agreed shares of it."""
+    """Each leg's money as if nobody else had carried its rider: its operator's, or agreed shares of it."""
     for row in rows:
         if row.kind not in LEG_KINDS and row.kind != "cap":
             continue
@@ -97,7 +97,7 @@ def add_own(changes: dict[Pool, Shares], rows: Iterable[PoolRow], agreements: Ag
         for paid_by, amount in ((RIDERS, row.amount), (row.bearer, row.funded)):
             if not amount:
                 continue
-            agreement = agreements.find(row.kind, row.rule_id, row.network_id, paid_by, row.service_date)
+            agreement = agreements.find(row.kind, row.rule_id, row.network_id, paid_by, row.service_date, (row.operator_id,))
             debtor = "rider" if paid_by == RIDERS else paid_by
             where = f"cap:{row.rule_id}" if row.kind == "cap" else row.network_id
             pools.add(

@@ -162,7 +162,7 @@ def _add_leg_rows(found: dict[str, list[Row]], books: Books, agreements: Agreeme
         for paid_by, shown, amount in ((RIDERS, cash, row.amount), (row.bearer, row.bearer, row.funded)):
             if not amount and paid_by != RIDERS:
                 continue
-            agreement = agreements.find(row.kind, row.rule_id, row.network_id, paid_by, row.service_date)
+            agreement = agreements.find(row.kind, row.rule_id, row.network_id, paid_by, row.service_date, (row.operator_id,))
             if agreement.shares or agreement.residual:
                 continue
             debtor = "rider" if paid_by == RIDERS else paid_by

@@ -224,6 +224,30 @@ def test_an_agreement_that_does_not_hold_together_is_refused(tmp_path: Path, row
 
 
 @pytest.mark.parametrize(
+    ("pair", "per_ride", "refused"),
+    [
+        ("", "", True),
+        ("", '\nnetworks = ["bus"]', True),
+        ('\nnetworks = ["bus", "boat"]', '\nnetworks = ["bus"]', True),
+        ('\nnetworks = ["metro"]', '\nnetworks = ["bus"]', False),
+    ],
+)
+def test_whether_a_ride_is_paid_an_amount_does_not_hang_on_who_else_carried_its_rider(
+    tmp_path: Path, pair: str, per_ride: str, refused: bool
+) -> None:
+    rows = [
+        f'covers = "legs"\nmethod = "boardings"\nscope = "journey"\noperators = ["RAIL", "BUSCO"]{pair}',
+        f'covers = "legs"\nmethod = "per_ride"\namount = 1000\nresidual = "CITY"{per_ride}',
+    ]
+    text = "".join([GOOD, agreement(rows[0]), agreement(rows[1]).replace('"odd"', '"rides"')])
+    if not refused:
+        assert load(tmp_path, text).row("rides").amount == 1000
+        return
+    with pytest.raises(InputError, match=r"agreements\[4\] rides method: stands behind odd, which is of some operators only"):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
     ("table", "row", "says"),
     [
         ("fees", 'paid_by = "TRAM"\npaid_to = "CITY"\nbase = "settled"\npercent = "1"', "paid_by: names no party (found 'TRAM')"),

@@ -16,6 +16,7 @@ from fare_engine.errors import CloseError
 from fare_engine.money import PARTS
 from fare_engine.tariff.compile import CapScope
 from tests.builders import TOWN
+from tests.shares import Told, Trip, by_the_close, sums_of
 
 MONDAY, TUESDAY, SUNDAY = "2026-03-02", "2026-03-03", "2026-03-08"
 HEAD = """\
@@ -127,13 +128,20 @@ def test_a_pair_s_agreement_holds_only_where_nobody_else_rode_along() -> None:
 
 def test_where_the_pair_s_agreement_does_not_hold_the_next_one_does_whatever_its_method() -> None:
     pair = JOURNEY + '"boardings"\noperators = ["RAIL", "BUSCO"]'
-    gross = 'covers = "legs"\nmethod = "gross_cost"\nresidual = "CITY"'
-    lines = [fare("1", "RAIL", 1000), fare("2", "BUSCO", 3000)]
-    given: dict[str, int] = {"CITY": 4000 * PARTS}  # what the close gives before it looks at the journey
-    for shares in corrections(lines, rides("1", "2"), agreed(pair, gross), CAPS, TUESDAY).values():
-        for party, parts in shares.items():
-            given[party] = given.get(party, 0) + parts
-    assert units(given) == {"CITY": 0, "RAIL": 2000, "BUSCO": 2000}
+    agreements = agreed(pair, 'covers = "legs"\nmethod = "gross_cost"\nresidual = "CITY"')
+
+    def given(*operators: str) -> dict[str, int]:
+        fares = {"RAIL": 1000, "BUSCO": 3000, "COOP": 500}
+        trips = [
+            Trip(leg_id=name, operator=name, network="bus", on=TUESDAY, fare=fares[name], journey="1", traveller="ana")
+            for name in operators
+        ]
+        return {party: int(amount) for party, amount in sums_of(by_the_close(Told(trips), agreements, TUESDAY)).items() if amount}
+
+    assert given("RAIL", "BUSCO") == {"RAIL": 2000, "BUSCO": 2000}
+    assert given("RAIL", "BUSCO", "COOP") == {"CITY": 4500}
+    assert given("BUSCO") == {"BUSCO": 3000}, "one of the pair alone is among the pair"
+    assert given("COOP") == {"CITY": 500}
 
 
 def test_a_cap_is_shared_by_the_legs_that_it_counts() -> None:
@@ -271,16 +279,25 @@ def test_lines_without_an_operator_and_of_other_dates_are_passed_over_and_the_ot
     }
 
 
-def test_what_was_shared_otherwise_before_a_payer_s_agreement_is_taken_from_whom_it_was_given_to() -> None:
+def test_what_was_given_as_if_alone_is_taken_back_where_others_rode_along() -> None:
     pair = JOURNEY + '"boardings"\noperators = ["RAIL", "BUSCO"]\npaid_by = ["CITY"]'
     fixed = 'covers = "legs"\nmethod = "fixed"\nshares = { COOP = 1 }\npaid_by = ["CITY"]\nnetworks = ["bus"]'
     lines = [
         fare("1", "RAIL", 1000, "metro"), fare("2", "BUSCO", 1000),
         BagLine("2", "discount", "student", "CITY", "BUSCO", "bus", TUESDAY, -400, 400),
     ]  # fmt: skip
-    assert moved(lines, rides("1", "2"), agreed(pair, fixed), CAPS) == {
-        "CITY|bus|single": {"BUSCO": 200.0, "RAIL": 200.0, "COOP": -400.0}
+    assert moved(lines, rides("1", "2"), agreed(pair, fixed), CAPS) == {"CITY|bus|single": {"BUSCO": -200.0, "RAIL": 200.0}}
+    with_another = [*lines, fare("3", "BOATS", 1000, "boat")]
+    assert moved(with_another, rides("1", "2", "3"), agreed(pair, fixed), CAPS) == {
+        "CITY|bus|single": {"BUSCO": -400.0, "COOP": 400.0}
     }
+
+
+@pytest.mark.parametrize("method", ["tariff_km", "boardings", "paid_fares"])
+def test_who_was_there_alone_has_all_of_it_whatever_there_is_to_weigh(method: str) -> None:
+    shared = agreed(JOURNEY + f'"{method}"\nwithout_use = {{ COOP = 1 }}')
+    lines = [fare("1", "RAIL", 1000, "metro"), line("1", "RAIL", "discount", -1000, bearer="CITY", funded=1000)]
+    assert moved([*lines, fare("2", "BUSCO", 500)], rides("1") | rides("2", metres={"2": 5}), shared, CAPS) == {}
 
 
 AMOUNTS = st.integers(-50_000, 50_000)
