@@ -434,6 +434,14 @@ class Town:
         with database.write() as connection:
             registry.enrol_devices(connection, [self._device(name) for name in sorted(self.tariff.network.parties)], 0)
 
+    def let_commands_open_it(self) -> None:
+        """Commands find the store's tariff and its key by themselves."""
+        (self.data / "keys").mkdir(exist_ok=True)
+        (self.data / "keys" / "server.key").write_bytes(SERVER_KEY)
+        settings = {"tariff": str(self.opened.tariff_folder), "adopt": ",".join(self.opened.adopted)}
+        with self.database.write() as connection:
+            registry.save_settings(connection, settings)
+
     # ---- riders
 
     def issue(self, *cards: str, category: str = "", kind: str = "postpaid", balance: int = 0) -> None:

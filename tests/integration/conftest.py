@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import motthe
 from fare_engine.store.database import sqlite_url
 from fare_engine.store.schema import metadata
 from fare_engine.tariff.compile import CompiledTariff
@@ -72,6 +73,20 @@ def desk(request: pytest.FixtureRequest, tmp_path: Path, equipped: Path, hcmc_ad
     fill(found.database)
     yield found
     found.database.dispose()
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`motthe` with some arguments: exit code, output and errors."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["motthe", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            motthe.main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return call
 
 
 @pytest.fixture(scope="session")

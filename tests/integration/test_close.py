@@ -11,14 +11,12 @@ from pathlib import Path
 
 import pytest
 
-import motthe
 from clearing.close import freeze
 from clearing.commands import end_of
 from clearing.statements import GIVEN
 from fare_engine.errors import BooksError, CloseError
-from fare_engine.store import registry
 from fare_engine.tap_format import Decision, Outcome
-from tests.builders import NETWORK, SERVER_KEY, Town, row, version, write_city
+from tests.builders import NETWORK, Town, row, version, write_city
 
 CAP = row("caps", rule_id="day", period="service_day", amount=12_000, bearer="operators")
 JOINT = row(
@@ -622,27 +620,10 @@ def test_a_new_tariff_between_two_closes_prices_each_day_by_its_own(tmp_path: Pa
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    """`motthe` with some arguments: exit code, output and errors."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["motthe", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            motthe.main()
-        printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
-
-    return call
-
-
-@pytest.fixture
 def shop(tmp_path: Path) -> Town:
-    """A store that commands can open: it knows its tariff and has its key."""
+    """A store that commands can open."""
     found = town(tmp_path, JOINT, CAP, metro=HOLD)
-    (tmp_path / "data" / "keys").mkdir(exist_ok=True)
-    (tmp_path / "data" / "keys" / "server.key").write_bytes(SERVER_KEY)
-    with found.database.write() as connection:
-        registry.save_settings(connection, {"tariff": str(tmp_path / "city"), "adopt": ""})
+    found.let_commands_open_it()
     return found
 
 
