@@ -463,7 +463,7 @@ def check_date(connection: Connection, rules: Rules, on: str, long_travellers: s
         yield Finding("settlements", f"{on}/{pool}/{agreement}/{party}", f"{amount} is not what the date's lines give")
     held = store.list_pools(connection, on)
     for pool in sorted(held.keys() | computed.pools.keys()):
-        if held.get(pool, pools.EMPTY) != _as_kept(computed.pools.get(pool, pools.EMPTY)):
+        if held.get(pool) != (_as_kept(computed.pools[pool]) if pool in computed.pools else None):
             yield Finding("pool_shares", f"{on}/{pool}", "is not what the date's lines give")
     balances = _balances(movements, computed.entries)
     payments = set(payments_of(on, netting.positions(balances)))
@@ -488,5 +488,6 @@ def _check_frozen(connection: Connection, rules: Rules, on: str) -> Iterator[Fin
 
 
 def _as_kept(state: PoolState) -> PoolState:
-    """A pool's state as it is read back: every party with both its numbers."""
-    return PoolState(dict(state.exact), {party: state.published.get(party, 0) for party in state.exact})
+    """A pool's state as it is read back: every party with both its numbers; where nobody has anything any more, nobody."""
+    exact = dict(state.exact) or {"": 0}
+    return PoolState(exact, {party: state.published.get(party, 0) for party in exact})

@@ -458,6 +458,14 @@ def test_one_amount_changed_by_one_dong_is_found_by_the_audit_and_named(tmp_path
     assert (difference.audited, difference.booked) == (7000, 7001)
 
 
+def test_a_pool_in_which_nobody_has_anything_any_more_is_no_difference(shop: Town, run) -> None:  # type: ignore[no-untyped-def]
+    shop.take("07:00 board 10 card=ana\n08:10 board F card=ben")
+    shop.close(TUESDAY)
+    shop.tell("dev-BOATS", 1, f"{WEDNESDAY} 09:00")
+    assert settled(shop.close(WEDNESDAY))["BOATS"] == -12_000
+    assert run("audit", WEDNESDAY, "--data", shop.data)[0] == 0
+
+
 def test_what_a_bearer_pays_changed_by_one_dong_is_found_too(tmp_path: Path) -> None:
     found = town(tmp_path, JOINT)
     found.take(A_DAY)
