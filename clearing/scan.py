@@ -210,9 +210,11 @@ class _Sums:
 def shared_days(
     connection: Connection, date: str, names: set[str], *, with_rides: bool
 ) -> Iterator[tuple[list[BagLine], dict[str, BagRide]]]:
-    """The lines (and rides) of some travellers on a service date, as booked under that date, by traveller."""
+    """The lines (and rides) of some travellers on a service date, as booked under that date, by traveller. A leg of which all
+    was reversed is none."""
     columns = (
         lines.c.traveller_id,
+        lines.c.generation,
         lines.c.leg_id,
         lines.c.kind,
         lines.c.rule_id,
@@ -226,13 +228,15 @@ def shared_days(
     if not names:
         return
     booked: dict[str, list[BagLine]] = {}
+    standing: dict[tuple[str, str], int] = {}
     this = (lines.c.accounting_date == date) & (lines.c.service_date == date)
     these = this & _among(connection, lines.c.traveller_id, names) & lines.c.kind.in_(SHARED_KINDS)
-    for row in rows_of(connection, select(*columns).where(these)):
-        booked.setdefault(row[0], []).append(BagLine(*row[1:]))
+    for traveller, generation, leg_id, *rest in rows_of(connection, select(*columns).where(these)):
+        booked.setdefault(traveller, []).append(BagLine(leg_id, *rest))
+        standing[traveller, leg_id] = standing.get((traveller, leg_id), 0) + (-1 if generation % 2 else 1)
     rides = _rides(connection, date, names) if with_rides else {}
     for traveller in sorted(booked):
-        yield booked[traveller], rides.get(traveller, {})
+        yield [line for line in booked[traveller] if standing[traveller, line.leg_id]], rides.get(traveller, {})
 
 
 def _rides(connection: Connection, date: str, names: set[str]) -> dict[str, dict[str, BagRide]]:

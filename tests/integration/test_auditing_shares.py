@@ -132,6 +132,24 @@ def test_what_came_late_is_where_the_auditor_gives_it(town: Town, run: Run) -> N
     )
 
 
+@pytest.mark.parametrize("told_on", [TUESDAY, WEDNESDAY])
+def test_who_was_not_let_through_was_not_there(tmp_path: Path, run: Run, told_on: str) -> None:
+    shared = an_agreement("days", 'covers = "legs"\nscope = "service_day"\nmethod = "boardings"')
+    clearing = NETWORK["clearing.toml"].replace("[[agreements]]", f"{shared}\n[[agreements]]", 1)
+    found = Town(tmp_path / "data", write_city(tmp_path / "city", files={"clearing.toml": clearing}))
+    found.issue("ana")
+    found.let_commands_open_it()
+    found.take("07:00 board 10 card=ana\n07:20 enter A card=ana\n07:40 leave C card=ana\n08:10 board 11 card=ana")
+    if told_on == WEDNESDAY:
+        found.close(TUESDAY)
+    found.tell("dev-COOP", 1, f"{told_on} 09:00")
+    found.close(told_on)
+    given = found.rows("select party, sum(amount) from settlements group by party having sum(amount) <> 0 order by party")
+    assert given == [("BUSCO", 7000), ("RAIL", 7000)]
+    code, out, _ = run("audit", told_on, "--data", found.data)
+    assert (code, out.splitlines()[:-1]) == (0, []), out
+
+
 def test_a_settlement_changed_by_one_dong_is_named(town: Town, run: Run) -> None:
     ride_and_close(town, TUESDAY)
     where = f"accounting_date = '{TUESDAY}' and agreement_id = 'journeys' and party = 'COOP' and pool = 'rider|bus|single'"
