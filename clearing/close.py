@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from clearing import apart, frozen, netting, pools, seal_store, seals, share_store, statements, store
-from clearing.agreements import Agreements, Fee
+from clearing.agreements import LONG, Agreements, Fee, period_of
 from clearing.bags import Pool
 from clearing.columns import OfConnection
 from clearing.disputes.store import open_items
@@ -105,7 +105,7 @@ def close_through(
     CloseError where more is open than may be; `despite` is the reason for publishing all the same, and is published too."""
     with database.write(alone=True) as connection:
         if not store.is_closed(connection, date):
-            for open_date in store.open_dates(connection, date):
+            for open_date in _to_close(connection, rules.agreements, date):
                 step(f"freeze {open_date}")
                 freeze(connection, open_date, frozen_at(open_date), rules.tariff)
     with database.read() as connection:
@@ -116,6 +116,17 @@ def close_through(
     if not waiting:
         return [Closed(date, documents, newly=False)]
     return [_publish(database, rules, found, despite, step) for found in waiting]
+
+
+def _to_close(connection: Connection, agreements: Agreements, date: str) -> list[str]:
+    """The open dates up to one, oldest first: those with bookings, and the last dates of weeks and months that agreements share
+    once over then, be anything booked on them or not."""
+    dates = set(store.open_dates(connection, date))
+    closed = store.last_closed(connection)
+    begun = dates if closed is None else {*dates, closed}
+    scopes = {row.scope for row in agreements.agreements if row.scope in LONG}
+    ends = {period_of(scope, on)[1] for scope in scopes for on in begun}
+    return sorted(dates | {end for end in ends if (closed or "") < end <= date})
 
 
 def freeze(connection: Connection, date: str, frozen_at: int, tariff: CompiledTariff) -> None:

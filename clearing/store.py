@@ -140,7 +140,7 @@ def blocks_of(connection: Connection, statement: Select[Any]) -> Iterator[Sequen
 
 def open_dates(connection: Connection, through: str) -> list[str]:
     """Accounting dates up to `through` that have bookings and are not closed, oldest first."""
-    closed = connection.execute(select(func.max(closes.c.accounting_date))).scalar_one()
+    closed = last_closed(connection)
     found = {through}
     for table in (lines, postings):  # a day on which nobody rode may have top-ups
         dates = select(table.c.accounting_date).where(table.c.accounting_date <= through).distinct()
@@ -152,8 +152,14 @@ def open_dates(connection: Connection, through: str) -> list[str]:
 
 def is_closed(connection: Connection, accounting_date: str) -> bool:
     """Whether a date is closed: by itself, or by a later closing."""
-    closed = connection.execute(select(func.max(closes.c.accounting_date))).scalar_one()
+    closed = last_closed(connection)
     return closed is not None and accounting_date <= closed
+
+
+def last_closed(connection: Connection) -> str | None:
+    """The latest date that is closed, or None."""
+    found: str | None = connection.execute(select(func.max(closes.c.accounting_date))).scalar_one()
+    return found
 
 
 def unpublished(connection: Connection) -> list[str]:

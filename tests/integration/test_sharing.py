@@ -122,6 +122,23 @@ def test_a_weekly_cap_is_trued_up_when_the_week_ends(tmp_path: Path) -> None:
     assert sections(documents, "BUSCO") == {"opening": 2000, "shared": 2348}
 
 
+def test_a_week_on_whose_last_date_nobody_rode_is_trued_up_by_the_next_close(tmp_path: Path) -> None:
+    week = an_agreement('covers = "caps"\nscope = "week"\nmethod = "paid_fares"\nrules = ["week"]')
+    found = town(tmp_path, agreements(week), WEEK_CAP)
+    found.take(f"{MONDAY} 07:00 enter A card=ana\n07:20 leave C card=ana\n18:00 enter C card=ana\n18:20 leave A card=ana")
+    found.close(MONDAY)
+    found.take(f"{TUESDAY} 07:00 board 10 card=ana")
+    found.take("2026-03-17 07:00 board 10 card=ben")
+    closed = found.close_all("2026-03-17")
+    assert [(one.accounting_date, totals(one.documents, "settled")) for one in closed] == [
+        (TUESDAY, {"BUSCO": 2000}),
+        (SUNDAY, {"RAIL": -2348, "BUSCO": 2348}),
+        ("2026-03-17", {"BUSCO": 5000}),
+    ]
+    found.take("2026-03-31 07:00 board 10 card=ben")
+    assert [one.accounting_date for one in found.close_all("2026-03-31")] == ["2026-03-22", "2026-03-31"]
+
+
 def test_an_amount_for_each_ride_and_the_rest_to_the_authority(tmp_path: Path) -> None:
     gross = an_agreement('covers = "legs"\nmethod = "per_ride"\namount = 3000\nresidual = "CITY"\nnetworks = ["bus"]')
     found = town(tmp_path, agreements(gross))
