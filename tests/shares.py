@@ -172,6 +172,12 @@ def an_agreement(name: str, fields: str) -> str:
     return f'[[agreements]]\nagreement_id = "{name}"\nname = {{ vi = "x", en = "x" }}\n{dated}{fields}\n'
 
 
+def a_subsidy(fields: str) -> str:
+    """A row of `subsidies`, which the city pays."""
+    dated = "" if "valid_from" in fields else "valid_from = 2026-01-01\n"
+    return f'[[subsidies]]\nsubsidy_id = "city-s"\nname = {{ vi = "x", en = "x" }}\n{dated}paid_by = "CITY"\n{fields}\n'
+
+
 REST: Iterable[str] = (
     an_agreement("rest", 'covers = "legs"\nmethod = "own_leg"'),
     an_agreement("rest-of-caps", 'covers = "caps"\nmethod = "paid_fares"\nscope = "service_day"'),

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clearing import store
-from clearing.commands import rules_of
+from clearing.commands import audit_date, rules_of
 from clearing.pools import PoolState
 from clearing.sharing import share_of_date
 from fare_engine.errors import CloseError
@@ -223,6 +223,8 @@ def test_what_is_published_so_far_is_the_share_of_all_that_is_known_whenever_it_
             town_.close(on)
     assert published(other) == published(in_time)
     assert anew(other, SUNDAY) == exact(other)
+    audited = audit_date(other.opened, SUNDAY)
+    assert (audited.differences, audited.shared, audited.notes) == ((), (), ())
 
 
 def anew(found: Town, through: str) -> dict[tuple[str, str], int]:

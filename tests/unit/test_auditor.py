@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from clearing.auditor import (
     audit_traveller,
 )
 from fare_engine.errors import TariffError
-from tests.builders import write_city
+from tests.builders import row, write_city
 
 CITY = Path(__file__).parent.parent.parent / "tariffs" / "hcmc"
 IN_FORCE = AuditTariff.load(CITY)
@@ -238,6 +239,25 @@ def test_a_leg_names_its_persons_how_far_it_went_and_the_ride_that_began_its_jou
         (1, "student", None, 694, "4"),
         (1, "adult", None, None, "6"),
     ]
+
+
+def test_a_journey_goes_on_from_ride_to_ride_and_a_ride_without_a_price_has_no_distance(tmp_path: Path) -> None:
+    fields = {"from_networks": ("bus", "metro"), "to_networks": ("bus", "metro"), "window_minutes": 60, "window_from": "entry"}
+    joint = row("joining_rules", rule_id="joint", **fields, off_second=1000, max_transfers=2, bearer="CITY")
+    tariff = AuditTariff.load(write_city(tmp_path, joint))
+    found = audit(
+        tariff,
+        """2026-03-03 07:00 board 10
+           2026-03-03 07:20 entry A
+           2026-03-03 07:30 exit B
+           2026-03-03 07:40 board 11
+           2026-03-03 07:50 board 10""",
+        "2026-03-03 09:00",
+    ).legs
+    assert [leg.journey for leg in found.values()] == ["1", "1", "1", "5"]
+    taps = [_fact(1, "2026-03-03 08:00 entry A"), replace(_fact(2, "2026-03-03 08:10 exit X"), route_id="M")]
+    leg = audit_traveller(tariff, taps, _instant("2026-03-03 09:00")).legs["1"]
+    assert (leg.status, leg.distance_m) == ("unknown", None)
 
 
 def test_a_rule_that_takes_something_off_is_named_with_its_bearer() -> None:
