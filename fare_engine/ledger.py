@@ -48,6 +48,8 @@ class Code(StrEnum):
     """A provider took from a rider's source what the account owed."""
     REFUNDED = "REFUNDED"
     CHARGED_BACK = "CHARGED_BACK"
+    WON_BACK = "WON_BACK"
+    """The provider paid a chargeback again."""
     WRITTEN_OFF = "WRITTEN_OFF"
     """A debt that is not collected: its bearer pays it."""
     PROVIDER_FEE = "PROVIDER_FEE"

@@ -1,5 +1,5 @@
 """A payment provider on this machine, with books of its own: it declines, takes its time, answers with an error after it has
-taken the money, tells things twice and in any order, and charges back when it is asked to.
+taken the money, tells things twice and in any order, and charges back, or pays a chargeback again, when it is told to.
 
 What it decides comes from its seed and the key of an order, so that an order that is repeated is answered the same. Its books
 are a SQLite file that outlives it, and `GET /v1/settlement` gives them as a settlement report. `/control/…` is for tests."""
@@ -63,7 +63,8 @@ class Behaviour(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Move(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Something that happens at the provider without our asking: `captured`, `declined`, `refunded` or `charged_back`."""
+    """Something that happens at the provider without our asking: `captured`, `declined`, `refunded`, `charged_back` or, for a
+    chargeback that it pays again, `won_back`."""
 
     kind: str
     charge_id: str
@@ -153,7 +154,7 @@ class Provider:
                 self._tell(move, at)
 
     def settlement(self) -> str:
-        """The report: what was captured, refunded and charged back."""
+        """The report: what was captured, refunded, charged back and won back."""
         found = io.StringIO()
         writer = csv.writer(found, lineterminator="\n")
         writer.writerow(("kind", "charge_id", "reference", "amount", "at"))
@@ -212,7 +213,7 @@ class Provider:
         return str(found[0][0]) if found else None
 
     def _left(self, charge_id: str) -> int:
-        sign_of = "case kind when 'captured' then amount else -amount end"
+        sign_of = "case when kind in ('captured', 'won_back') then amount else -amount end"
         ((left,),) = self.rows(f"select coalesce(sum({sign_of}), 0) from moves where charge_id = ?", charge_id)
         return int(left)
 

@@ -5,7 +5,7 @@ never paid stands in `losses:<bearer>`. Each transaction moves the accounts' bal
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from sqlalchemy import Connection
 
@@ -21,6 +21,7 @@ CODES = (
     Code.TOPPED_UP,
     Code.REFUNDED,
     Code.CHARGED_BACK,
+    Code.WON_BACK,
     Code.WRITTEN_OFF,
     Code.PROVIDER_FEE,
     Code.EXPIRED,
@@ -56,15 +57,18 @@ Transaction = tuple[str, Code, list[Posting]]
 
 
 def transactions_of(
-    rules: Rules, charge: Charge, effect: Effect, recovered: Iterable[WriteOff], refund: Refund | None
+    rules: Rules, charge: Charge, effect: Effect, recovered: Mapping[str, int], refund: Refund | None
 ) -> list[Transaction]:
-    """What an effect of a charge books. `recovered`: the debts that it pays after they were given up; `refund`: whose it is."""
+    """What an effect of a charge books. `recovered`: what of it pays debts that were given up, by who bore them; `refund`: whose
+    it is."""
     holder, payer = ledger.collector(holder_of(rules, charge)), ledger.rider(charge.account_id)
+    losses = [posting for bearer, part in recovered.items() for posting in ledger.signed(holder, ledger.losses(bearer), part)]
+    brought = ledger.signed(holder, payer, effect.amount - sum(recovered.values())) + losses
+    if effect.kind == "won_back":
+        return [(won_back_id(charge, effect.reference), Code.WON_BACK, brought)]
     if effect.kind == "captured":
-        losses = [Posting(holder, ledger.losses(loss.bearer), loss.amount) for loss in recovered]
-        rest = effect.amount - sum(posting.amount for posting in losses)
         code = Code.COLLECTED if charge.purpose in OWED else Code.TOPPED_UP
-        found: list[Transaction] = [(captured_id(charge), code, ledger.signed(holder, payer, rest) + losses)]
+        found: list[Transaction] = [(captured_id(charge), code, brought)]
         taken = 0 if charge.purpose == "till" else rules.fee(effect.amount)
         return found + _fee(rules, digest("fee", charge.charge_id), taken)
     if effect.kind == "refunded":
@@ -110,6 +114,11 @@ def captured_id(charge: Charge) -> str:
 def charged_back_id(charge: Charge, reference: str) -> str:
     """The transaction of a chargeback."""
     return digest("charged_back", charge.charge_id, reference)
+
+
+def won_back_id(charge: Charge, reference: str) -> str:
+    """The transaction of a chargeback that was won back."""
+    return digest("won_back", charge.charge_id, reference)
 
 
 def refunded_id(refund: Refund) -> str:

@@ -2,8 +2,9 @@
 
 A charge is written down before the provider is asked, and everything the provider tells (in an answer, in a webhook, twice, in
 any order) is an event. What is booked is a function of the events as they came in, and only ever grows: one capture; then
-refunds that we asked for and chargebacks, each once and never above what was captured. An event that does not fit is kept,
-moves no money, and is named by the reconciliation."""
+refunds that we asked for and chargebacks, each once and never above what was captured; and what of a chargeback was won back.
+An event that does not fit is kept, waits for one that makes it fit, moves no money meanwhile, and is named by the
+reconciliation."""
 
 from __future__ import annotations
 
@@ -19,13 +20,15 @@ from clearing.collection.rules import Rules
 Purpose = Literal["fares", "debt", "top_up", "auto_top_up", "till"]
 """A charge at a `till` was paid to whoever keeps it before we heard of it: its source is the party."""
 State = Literal["begun", "pending", "captured", "declined"]
-Kind = Literal["pending", "captured", "declined", "refunded", "refund_failed", "charged_back"]
+Kind = Literal["pending", "captured", "declined", "refunded", "refund_failed", "charged_back", "won_back"]
 
 OWED = ("fares", "debt")
 """Purposes of charges for what was ridden already."""
 TOP_UPS = ("top_up", "auto_top_up")
 """Purposes of charges for stored value."""
 UNDECIDED = ("begun", "pending")
+TAKES = ("captured", "won_back")
+"""Kinds of effects by which the provider has more of a rider's money; by the others it has less."""
 
 
 class Charge(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +63,7 @@ class Refund(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """What the provider told of a charge; `reference` names a refund or chargeback."""
+    """What the provider told of a charge; `reference` names a refund or chargeback, also one that was won back."""
 
     event_id: str
     charge_id: str
@@ -79,9 +82,14 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 class Effect(msgspec.Struct, frozen=True):
     """Money that moves because of an event."""
 
-    kind: Literal["captured", "refunded", "charged_back"]
+    kind: Literal["captured", "refunded", "charged_back", "won_back"]
     reference: str
     amount: int
+
+    @property
+    def taken(self) -> int:
+        """What it adds to what the provider holds of the rider's money."""
+        return self.amount if self.kind in TAKES else -self.amount
 
 
 class Misfit(msgspec.Struct, frozen=True):
@@ -100,8 +108,8 @@ class Folded(msgspec.Struct, frozen=True):
 
     @property
     def left(self) -> int:
-        """What of the capture was neither refunded nor charged back."""
-        return sum(effect.amount if effect.kind == "captured" else -effect.amount for effect in self.effects)
+        """What of the capture was neither refunded nor charged back, or was won back."""
+        return sum(effect.taken for effect in self.effects)
 
 
 def digest(*parts: str) -> str:
@@ -116,24 +124,30 @@ def fold(charge: Charge, refunds: Mapping[str, Refund], events: Sequence[Event])
     capture = next((event for event in captures if event.amount > 0), None)
     declined = next((event for event in events if event.kind == "declined"), None)
     misfits += [Misfit(event, "captured_otherwise") for event in captures if _differs(event, charge, capture)]
-    moving = [event for event in events if event.kind in ("refunded", "charged_back")]
+    moving = [event for event in events if event.kind in ("refunded", "charged_back", "won_back")]
     if capture is None:
-        misfits += [Misfit(event, f"{_NAMES[event.kind]}_before_capture") for event in moving]
+        misfits += [Misfit(event, _TOO_EARLY[event.kind]) for event in moving]
         undecided: State = "pending" if any(event.kind == "pending" for event in events) else "begun"
         return Folded("declined" if declined else undecided, (), tuple(misfits))
     if declined is not None:
         misfits.append(Misfit(declined, "declined_and_captured"))
     effects = [Effect("captured", "", capture.amount)]
+    waiting: list[Event] = []
     for event in moving:
-        why = _why_not(event, refunds, effects)
-        if why is None:
-            effects.append(Effect(event.kind, event.reference, event.amount))  # type: ignore[arg-type]  # one of the two
-        elif why:
-            misfits.append(Misfit(event, why))
+        waiting.append(event)
+        while (fitting := next((one for one in waiting if _why_not(one, refunds, effects, waiting) is None), None)) is not None:
+            waiting.remove(fitting)
+            effects.append(Effect(fitting.kind, fitting.reference, fitting.amount))  # type: ignore[arg-type]  # one of the three
+    misfits += [Misfit(event, why) for event in waiting if (why := _why_not(event, refunds, effects, waiting))]
     return Folded("captured", tuple(effects), tuple(misfits))
 
 
-_NAMES = {"refunded": "refund", "charged_back": "chargeback"}
+_NAMES = {"refunded": "refund", "charged_back": "chargeback", "won_back": "won_back"}
+_TOO_EARLY = {
+    "refunded": "refund_before_capture",
+    "charged_back": "chargeback_before_capture",
+    "won_back": "won_back_before_chargeback",
+}
 
 
 def _differs(event: Event, charge: Charge, capture: Event | None) -> bool:
@@ -141,8 +155,8 @@ def _differs(event: Event, charge: Charge, capture: Event | None) -> bool:
     return event.amount != charge.amount or (capture is not None and event.amount != capture.amount)
 
 
-def _why_not(event: Event, refunds: Mapping[str, Refund], effects: Sequence[Effect]) -> str | None:
-    """Why a refund or chargeback moves nothing; None if it does, empty if it was told before."""
+def _why_not(event: Event, refunds: Mapping[str, Refund], effects: Sequence[Effect], waiting: Sequence[Event]) -> str | None:
+    """Why an event after the capture moves nothing; None if it does, empty if it was told before."""
     name = _NAMES[event.kind]
     told = next((effect for effect in effects if (effect.kind, effect.reference) == (event.kind, event.reference)), None)
     if told is not None:
@@ -153,10 +167,23 @@ def _why_not(event: Event, refunds: Mapping[str, Refund], effects: Sequence[Effe
             return "refund_not_asked"
         if asked.amount != event.amount:
             return "refund_otherwise"
-    left = sum(effect.amount if effect.kind == "captured" else -effect.amount for effect in effects)
+    if event.kind == "won_back":
+        taken = sum(effect.amount for effect in effects if (effect.kind, effect.reference) == ("charged_back", event.reference))
+        if not taken:
+            return _TOO_EARLY[event.kind]
+        return None if 0 < event.amount <= taken else "won_back_above_chargeback"
+    left = sum(effect.taken for effect in effects)
+    if event.kind == "charged_back":
+        left += _won_already(event, waiting)
     if 0 < event.amount <= left:
         return None
     return f"{name}_{_after(event.kind, {effect.kind for effect in effects})}"
+
+
+def _won_already(chargeback: Event, waiting: Sequence[Event]) -> int:
+    """What of a chargeback was won back, as was told before it."""
+    told = [one for one in waiting if (one.kind, one.reference) == ("won_back", chargeback.reference)]
+    return next((one.amount for one in told if 0 < one.amount <= chargeback.amount), 0)
 
 
 def _after(kind: str, moved: Collection[str]) -> str:

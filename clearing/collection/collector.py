@@ -19,6 +19,7 @@ from clearing.collection.charges import (
     TOP_UPS,
     UNDECIDED,
     Charge,
+    Effect,
     Event,
     Purpose,
     Refund,
@@ -34,6 +35,7 @@ from clearing.collection.rules import OPERATOR, Rules
 from clearing.collection.store import Block, Source, WriteOff
 from fare_engine import publishing
 from fare_engine.errors import CollectionError, NotFoundError
+from fare_engine.money import apportion
 from fare_engine.service_day import to_date
 from fare_engine.store import travellers
 from fare_engine.store.database import Database
@@ -239,9 +241,9 @@ class Collector:
         before, after = fold(charge, refunds, events[:since]), fold(charge, refunds, events)
         for effect in after.effects[len(before.effects) :]:
             refund = refunds.get(effect.reference)
-            losses = self._recovered(connection, charge, effect.amount) if effect.kind == "captured" else []
             on = charge.service_date if effect.kind == "captured" else self.day_of(now)
-            self.book(connection, booking.transactions_of(self.rules, charge, effect, losses, refund), on)
+            recovered = self._recovered(connection, charge, effect, on)
+            self.book(connection, booking.transactions_of(self.rules, charge, effect, recovered, refund), on)
             if effect.kind == "refunded" and refund is not None:
                 store.save_refund(connection, msgspec.structs.replace(refund, state="refunded"))
         for event in events[since:]:
@@ -252,14 +254,34 @@ class Collector:
             store.save_charge(connection, msgspec.structs.replace(charge, state=after.state))
         self.enforce(connection, charge.account_id, now)
 
-    def _recovered(self, connection: Connection, charge: Charge, amount: int) -> list[WriteOff]:
-        """The debts that a capture pays after they were given up: all of them, or none."""
-        losses = store.write_offs_of(connection, charge.account_id) if charge.recovers else []
-        if not losses or amount != charge.amount or sum(loss.amount for loss in losses) != charge.recovers:
-            return []
+    def _recovered(self, connection: Connection, charge: Charge, effect: Effect, on: str) -> dict[str, int]:
+        """What of an effect pays debts that were given up, by who bore them."""
+        if effect.kind == "captured" and charge.recovers:
+            return self._recovered_by_capture(connection, charge, effect.amount)
+        return self._recovered_by_dispute(connection, charge, effect, on) if effect.kind == "won_back" else {}
+
+    def _recovered_by_capture(self, connection: Connection, charge: Charge, amount: int) -> dict[str, int]:
+        """All that is given up, or nothing, where more is by now than was asked for."""
+        losses = store.write_offs_of(connection, charge.account_id)
+        if amount != charge.amount or sum(loss.amount for loss in losses) > charge.recovers:
+            return {}
         for loss in losses:
             store.save_write_off(connection, msgspec.structs.replace(loss, recovered_by=charge.charge_id))
-        return losses
+        return borne_by(losses)
+
+    def _recovered_by_dispute(self, connection: Connection, charge: Charge, effect: Effect, on: str) -> dict[str, int]:
+        """As much as is given up, of what was won back; to each in proportion to what he bears."""
+        borne = borne_by(store.write_offs_of(connection, charge.account_id))
+        given_up = sum(borne.values())
+        transaction_id = booking.won_back_id(charge, effect.reference)
+        shares = apportion(min(effect.amount, given_up), borne, transaction_id) if given_up else {}
+        parts = {bearer: part for bearer, part in shares.items() if part}
+        for bearer, part in parts.items():
+            less = WriteOff(
+                transaction_id=transaction_id, bearer=bearer, account_id=charge.account_id, service_date=on, amount=-part
+            )
+            store.save_write_off(connection, less)
+        return parts
 
     def book(self, connection: Connection, found: Iterable[booking.Transaction], on: str) -> None:
         """Add transactions to the books, for a service date, with the balances that they move."""
@@ -531,6 +553,14 @@ def _source(connection: Connection, account_id: str) -> Source:
     found = store.find_source(connection, account_id)
     if found is None:
         raise CollectionError("no_source", f"nothing is known that the account {account_id} could be charged by")
+    return found
+
+
+def borne_by(losses: Iterable[WriteOff]) -> dict[str, int]:
+    """Who bears how much of debts that were given up."""
+    found: dict[str, int] = {}
+    for loss in losses:
+        found[loss.bearer] = found.get(loss.bearer, 0) + loss.amount
     return found
 
 

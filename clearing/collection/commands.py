@@ -96,7 +96,7 @@ def reconcile_report(
         breaks = reconcile.compare(report, ours, at, collector.rules.charging.pending_hours)
         breaks += reconcile.deny_breaks(collector, connection)
     _tell(breaks, at)
-    total = sum(row.amount if row.kind == "captured" else -row.amount for row in report)
+    total = sum(row.taken for row in report)
     typer.echo(f"RECONCILED {len(report)} rows of the provider, {_money(opened, total)} in all: 0 differences")
 
 

@@ -261,7 +261,7 @@ def _shown(connection: Any, charge: Charge, words: dict[str, str]) -> dict[str, 
         "what": words[f"purpose_{charge.purpose}"],
         "amount": charge.amount,
         "state": words[f"state_{charge.state}"],
-        "back": sum(effect.amount for effect in done.effects if effect.kind != "captured"),
+        "back": -sum(effect.taken for effect in done.effects if effect.kind != "captured"),
     }
 
 

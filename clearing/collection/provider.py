@@ -70,7 +70,7 @@ class Notice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("names have 1 to 100 characters")
         if not 0 <= self.amount < 1 << 53 or not 0 <= self.at < 1 << 53:
             raise ValueError("amounts and times are whole numbers from 0 below 2**53")
-        if (self.kind in ("refunded", "refund_failed", "charged_back")) != bool(self.reference):
+        if (self.kind in ("refunded", "refund_failed", "charged_back", "won_back")) != bool(self.reference):
             raise ValueError("a refund or chargeback has a reference, nothing else has")
 
     def as_event(self, now: int) -> Event:

@@ -14,15 +14,15 @@ import msgspec
 from sqlalchemy import Connection
 
 from clearing.collection import store
-from clearing.collection.booking import CODES, captured_id, charged_back_id, refunded_id
-from clearing.collection.charges import UNDECIDED, Charge, Event, Folded, Refund, fold
+from clearing.collection.booking import CODES, captured_id, charged_back_id, refunded_id, won_back_id
+from clearing.collection.charges import TAKES, UNDECIDED, Charge, Event, Folded, Refund, fold
 from clearing.collection.collector import Collector, is_debts_own, tokens_of
 from clearing.collection.store import DEBT, PAID, WriteOff
 from fare_engine.errors import Fault, InputError
 from fare_engine.store import travellers
 
 COLUMNS = ("kind", "charge_id", "reference", "amount", "at")
-MOVED = ("captured", "refunded", "charged_back")
+MOVED = ("captured", "refunded", "charged_back", "won_back")
 MOST_ROWS = 5_000_000
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 
@@ -46,6 +46,9 @@ REASONS = {
     "chargeback_twice": "a second chargeback of what was taken back already: nothing is booked",
     "chargeback_after_refund": "a chargeback of what was refunded before: nothing is booked",
     "chargeback_above_capture": "a chargeback of more than was captured: nothing is booked",
+    "won_back_before_chargeback": "a chargeback was won back that nothing has told us of: nothing is booked",
+    "won_back_twice": "one chargeback was won back twice, with other amounts: the first is booked",
+    "won_back_above_chargeback": "more was won back than the chargeback took: nothing is booked",
     "refund_above_line": "more is given back of a ride than it costs by now",
     "captured_otherwise": "captured with another amount than was asked, or twice",
     "declined_and_captured": "declined, and captured all the same: what was captured is booked",
@@ -67,6 +70,11 @@ class Settled(msgspec.Struct, frozen=True):
     reference: str
     amount: int
     at: int
+
+    @property
+    def taken(self) -> int:
+        """What it adds to what the provider holds."""
+        return self.amount if self.kind in TAKES else -self.amount
 
 
 class Break(msgspec.Struct, frozen=True, order=True):
@@ -275,6 +283,9 @@ def _wanted(ours: Snapshot) -> dict[str, tuple[str, _Moved, int]]:
         for effect in done.effects:
             if effect.kind == "captured":
                 moved, transaction_id = _Moved(effect.amount, -recovered[name]), captured_id(charge)
+            elif effect.kind == "won_back":
+                transaction_id = won_back_id(charge, effect.reference)
+                moved = _Moved(effect.amount, given_up.pop(transaction_id, 0))
             elif effect.kind == "charged_back":
                 moved, transaction_id = _Moved(-effect.amount), charged_back_id(charge, effect.reference)
             else:

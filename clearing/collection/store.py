@@ -182,7 +182,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WriteOff(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a debt that was given up, and who bore it."""
+    """A part of a debt that was given up, and who bore it; below zero, what of it was won back with a chargeback."""
 
     transaction_id: str
     bearer: str
@@ -316,23 +316,29 @@ def list_events(connection: Connection) -> dict[str, list[Event]]:
 
 def marks_of(connection: Connection, account_id: str, day_of: Callable[[int], str]) -> list[Mark]:
     """What became of an account's charges, as it became known. Of top-ups only what was taken back counts, for a top-up that is
-    declined is no debt."""
+    declined is no debt; of a chargeback what was not won back."""
     joined = (
         select(charge_events, charges.c.purpose, charges.c.service_date, charges.c.state)
         .join(charges, charges.c.charge_id == charge_events.c.charge_id)
-        .where(charges.c.account_id == account_id, charge_events.c.kind.in_(("captured", "declined", "charged_back")))
+        .where(charges.c.account_id == account_id, charge_events.c.kind.in_(("captured", "declined", "charged_back", "won_back")))
         .order_by(charge_events.c.received_at, charges.c.service_date, charge_events.c.charge_id, charge_events.c.number)
     )
     found: list[Mark] = []
     seen: set[tuple[str, str, str]] = set()
-    for row in connection.execute(joined):
+    rows = connection.execute(joined).all()
+    won = [(row.charge_id, row.reference, row.amount) for row in rows if row.kind == "won_back"]
+    for row in rows:
         told = (row.charge_id, row.kind, row.reference)
         undone = row.kind == "declined" and row.state == "captured"
-        if told in seen or undone or (row.kind != "charged_back" and row.purpose not in OWED):
+        if told in seen or undone or row.kind == "won_back" or (row.kind != "charged_back" and row.purpose not in OWED):
             continue
         seen.add(told)
-        on = day_of(row.received_at) if row.kind == "charged_back" else row.service_date
-        found.append(Mark(row.kind, on, row.amount))
+        if row.kind == "charged_back":
+            of_it = (amount for *which, amount in won if which == [row.charge_id, row.reference] and 0 < amount <= row.amount)
+            left = row.amount - next(of_it, 0)
+            found += [Mark("charged_back", day_of(row.received_at), left)] if left else []
+        else:
+            found.append(Mark(row.kind, row.service_date, row.amount))
     return found
 
 

@@ -55,6 +55,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "what_written_off": ("Nợ bỏ", "Debt given up"),
     "what_refunded": ("Hoàn tiền", "Refund"),
     "what_charged_back": ("Ngân hàng đòi lại", "Chargeback"),
+    "what_won_back": ("Đã đòi lại được từ ngân hàng", "Chargeback won back"),
     "what_collected": ("Đã thu của hành khách", "Collected from riders"),
     "what_topped_up": ("Nạp tiền tại quầy", "Top-ups taken"),
     "what_provider_fee": ("Phí của bên thanh toán", "The provider's fee"),

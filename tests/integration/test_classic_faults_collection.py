@@ -15,6 +15,7 @@ from clearing.collection.opening import provider_secret
 from clearing.collection.provider import EVENTS_PATH, SIGNATURE, TIMESTAMP, Notice, sign, webhook_key
 from fare_engine import publishing
 from fare_engine.errors import CollectionError
+from fare_engine.ledger import Code, Posting
 from fare_engine.service.app import Service, create_app, open_service
 from fare_engine.service_day import DAY_MS
 from fare_engine.settings import Settings
@@ -51,7 +52,7 @@ def report_of(town: CollectingTown, *more: str, leave_out: str = "") -> str:
     rows = {
         f"{event.kind},{event.charge_id},{event.reference},{event.amount},{event.at}"
         for event in events
-        if event.kind in ("captured", "refunded", "charged_back") and event.charge_id != leave_out
+        if event.kind in ("captured", "refunded", "charged_back", "won_back") and event.charge_id != leave_out
     }
     return HEAD + "".join(f"{row}\n" for row in [*sorted(rows), *more])
 
@@ -205,6 +206,48 @@ def test_classic_faults_chargeback_twice(tmp_path: Path) -> None:
     assert (town.booked("collector:ACQ"), town.balance("ana")) == (0, -5000)
     assert town.booked("fees:CITY") == 175 + 20_000
     town.assert_sound()
+
+
+def test_classic_faults_chargeback_won_back_is_booked_twice(tmp_path: Path) -> None:
+    town = charged(tmp_path, "ana")
+    tell(town, "ana", "charged_back", 5000, "cb-1")
+    assert tell(town, "ana", "won_back", 5000, "cb-1")
+    report = report_of(town)
+    row = next(row for row in report.splitlines() if row.startswith("won_back"))
+    assert not tell(town, "ana", "won_back", 5000, "cb-1"), "the same event"
+    assert tell(town, "ana", "won_back", 5000, "cb-1", 1), "the same under another event"
+    assert names(town, report) == []
+    assert names(town, f"{report}{row}\n") == ["settled_twice"]
+    tell(town, "ana", "won_back", 4000, "cb-1", 2)
+    tell(town, "ana", "won_back", 5000, "cb-2", 3)
+    assert names(town) == ["won_back_before_chargeback", "won_back_twice"]
+    assert (town.booked("collector:ACQ"), town.balance("ana")) == (5000, 0)
+    town.assert_sound()
+    again = [Posting("collector:ACQ", "rider:account-ana", 5000)]
+    with town.database.write() as connection:
+        town.collector.book(connection, [("another", Code.WON_BACK, again)], WEDNESDAY)
+    assert "value_without_money" in names(town)
+
+
+def test_classic_faults_chargeback_won_back_is_never_booked(tmp_path: Path) -> None:
+    town = charged(tmp_path, "ana")
+    with provider_process(town, "--decline", "0") as provider:
+        town.ride(WEDNESDAY, "ana")
+        town.collect(WEDNESDAY)
+        charge_id = town.charges("ana")[1].charge_id
+        tell(town, "ana", "charged_back", 3000, "cb-1")
+        for kind, amount in (("charged_back", 3000), ("won_back", 2000)):
+            provider.tell("move", kind=kind, charge_id=charge_id, amount=amount, reference="cb-1")
+        told = [Event(event_id=kind, charge_id=charge_id, kind=kind, reference="cb-1", amount=amount, at=1)
+                for kind, amount in (("charged_back", 3000), ("won_back", 2000))]  # fmt: skip
+        town.collector.take(told[0], town.after(WEDNESDAY))
+        found = [one for one in town.breaks(town.after(WEDNESDAY), provider.settlement()) if one.kind == "missing_in_our_feed"]
+        assert [(one.subject, one.theirs) for one in found] == [(f"won_back {charge_id} cb-1", 2000)]
+        town.collector.take(told[1], town.after(WEDNESDAY))
+        assert "missing_in_our_feed" not in names(town, provider.settlement())
+    assert names(town) == []
+    town.change("delete from postings where code = 'WON_BACK'")
+    assert names(town) == ["money_without_value"]
 
 
 def test_classic_faults_chargeback_after_refund(tmp_path: Path) -> None:

@@ -256,6 +256,111 @@ def test_a_chargeback_makes_the_debt_anew_and_denies_at_once(tmp_path: Path) -> 
     town.assert_sound()
 
 
+def of_chargeback(town: CollectingTown, kind: str, amount: int, now: int, reference: str = "b") -> None:
+    """The provider tells of a chargeback of Ana's first charge, or that it was won back."""
+    charge_id = town.charges("ana")[0].charge_id
+    told = Event(
+        event_id=f"{kind}-{reference}", charge_id=charge_id, kind=kind, reference=reference, amount=amount, at=now  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert town.collector.take(told, now)
+
+
+def charged_back(folder: Path, amount: int = 5000, rides: int = 0) -> CollectingTown:
+    """Ana paid Tuesday's 5,000, and rides on Thursday; then her bank takes so much of it back."""
+    town = collecting(folder, "ana")
+    town.ride(TUESDAY, "ana")
+    town.collect(TUESDAY)
+    if rides:
+        town.ride(THURSDAY, *rides * ["ana"])
+    of_chargeback(town, "charged_back", amount, town.after(THURSDAY))
+    assert (town.balance("ana"), town.is_blocked("ana")) == (-amount - 5000 * rides, True)
+    return town
+
+
+def test_a_chargeback_that_is_won_back_leaves_nothing_owed_and_nobody_denied(tmp_path: Path) -> None:
+    town = charged_back(tmp_path)
+    of_chargeback(town, "won_back", 5000, town.after(FRIDAY))
+    assert (town.balance("ana"), town.booked("collector:ACQ"), town.booked("fees:CITY")) == (0, 5000, 20_175)
+    assert not town.is_blocked("ana")
+    assert town.kinds(town.after(FRIDAY)) == []
+    town.ride("2026-03-09", "ana")
+    assert town.collect("2026-03-09").amount == 5000
+    town.assert_sound()
+
+
+def test_what_was_won_back_may_be_known_before_its_chargeback(tmp_path: Path) -> None:
+    town = collecting(tmp_path, "ana")
+    town.ride(TUESDAY, "ana")
+    town.collect(TUESDAY)
+    of_chargeback(town, "won_back", 5000, town.after(WEDNESDAY))
+    assert town.kinds(town.after(WEDNESDAY)) == ["won_back_before_chargeback"]
+    assert town.booked("collector:ACQ") == 5000
+    of_chargeback(town, "charged_back", 5000, town.after(THURSDAY))
+    assert (town.balance("ana"), town.booked("collector:ACQ"), town.is_blocked("ana")) == (0, 5000, False)
+    assert town.kinds(town.after(THURSDAY)) == []
+    town.assert_sound()
+
+
+def test_of_a_chargeback_that_is_won_back_in_part_the_rest_is_owed_and_denies(tmp_path: Path) -> None:
+    town = charged_back(tmp_path, 3000)
+    of_chargeback(town, "won_back", 2000, town.after(FRIDAY))
+    assert (town.balance("ana"), town.booked("collector:ACQ"), town.is_blocked("ana")) == (-1000, 4000, True)
+    assert town.collect(FRIDAY).waiting == 1
+    town.collector.pay_debt("account-ana", "key", town.after(FRIDAY) + 1)
+    assert not town.is_blocked("ana")
+    assert town.kinds(town.after(FRIDAY)) == []
+    town.assert_sound()
+
+
+def test_what_is_owed_besides_a_chargeback_is_charged_as_ever_once_it_is_won_back(tmp_path: Path) -> None:
+    town = charged_back(tmp_path, rides=1)
+    assert town.collect(FRIDAY).waiting == 1
+    of_chargeback(town, "won_back", 5000, town.after("2026-03-07"))
+    assert (town.balance("ana"), town.is_blocked("ana")) == (-5000, False)
+    assert town.collect("2026-03-07").amount == 5000
+    town.assert_sound()
+
+
+def test_who_has_paid_a_chargeback_meanwhile_has_it_as_credit_when_it_is_won_back(tmp_path: Path) -> None:
+    town = charged_back(tmp_path)
+    town.collector.pay_debt("account-ana", "key", town.after(FRIDAY))
+    of_chargeback(town, "won_back", 5000, town.after("2026-03-09"))
+    assert (town.balance("ana"), town.booked("collector:ACQ")) == (5000, 10_000)
+    assert town.kinds(town.after("2026-03-09")) == []
+    town.assert_sound()
+
+
+def test_what_is_won_back_of_a_debt_that_was_given_up_goes_to_who_bore_it(tmp_path: Path) -> None:
+    town = charged_back(tmp_path, rides=3)
+    end = "2026-04-07"
+    assert town.collect(end).written_off == 20_000
+    assert (town.booked("losses:CITY"), town.booked("losses:SPONSOR")) == (5000, 15_000)
+    of_chargeback(town, "won_back", 4000, town.after(end) + 1)
+    assert (town.booked("losses:CITY"), town.booked("losses:SPONSOR")) == (4000, 12_000)
+    assert (town.balance("ana"), town.booked("collector:ACQ"), town.is_blocked("ana")) == (0, 4000, True)
+    assert town.kinds(town.after(end)) == []
+    town.assert_sound()
+    assert town.collector.pay_debt("account-ana", "key", town.after(end) + 2).amount == 16_000
+    assert (town.booked("losses:CITY"), town.booked("losses:SPONSOR"), town.is_blocked("ana")) == (0, 0, False)
+    assert town.kinds(town.after(end)) == []
+    town.assert_sound()
+
+
+def test_a_debt_that_is_won_back_while_its_rider_pays_it_is_his_credit(tmp_path: Path) -> None:
+    town = charged_back(tmp_path)
+    end = "2026-04-07"
+    assert town.collect(end).written_off == 5000
+    town.fake.states["src-ana"] = "pending"
+    assert town.collector.pay_debt("account-ana", "key", town.after(end) + 1).state == "pending"
+    of_chargeback(town, "won_back", 5000, town.after(end) + 2)
+    assert (town.booked("losses:CITY"), town.is_blocked("ana")) == (0, False)
+    town.fake.states["src-ana"] = "captured"
+    town.collector.resume(town.after(end) + 3)
+    assert (town.balance("ana"), town.booked("collector:ACQ"), town.booked("losses:CITY")) == (5000, 10_000, 0)
+    assert town.kinds(town.after(end)) == []
+    town.assert_sound()
+
+
 # ---- refunds
 
 

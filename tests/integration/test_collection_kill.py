@@ -31,7 +31,7 @@ def theirs(provider: ProviderProcess) -> Counter[str]:
     """What the provider's own books say was taken of each source, net."""
     with closing(sqlite3.connect(provider.books)) as database:
         moved = database.execute(
-            "select source, sum(case kind when 'captured' then moves.amount else -moves.amount end)"
+            "select source, sum(case when kind in ('captured', 'won_back') then moves.amount else -moves.amount end)"
             " from moves join charges using (charge_id) group by source"
         )
         return Counter({source: int(amount) for source, amount in moved if amount})
@@ -151,6 +151,13 @@ def test_webhooks_late_twice_and_in_any_order_beside_answers_that_are_lost(tmp_p
         time.sleep(1)  # what is repeated comes in
         assert town.kinds(town.after(TUESDAY), provider.settlement()) == []
         assert town.is_blocked(one)
+        provider.tell("move", kind="won_back", charge_id=charge_id, amount=5000, reference="cb-1")
+        while town.balance(one) != 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(1)
+        assert town.kinds(town.after(TUESDAY), provider.settlement()) == []
+        assert not town.is_blocked(one)
     town.assert_sound()
 
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import motthe
 from clearing.collection import pages
+from clearing.collection.charges import Event
 from clearing.collection.opening import provider_secret
 from fare_engine.pages import live, rider
 from fare_engine.service.app import create_app, open_service
@@ -146,6 +147,17 @@ def test_who_is_not_logged_in_is_sent_to_the_login(client: TestClient, town: Col
         assert (answer.status_code, answer.headers["location"]) == (303, "/card")
     assert client.get("/card/pay", follow_redirects=False).status_code == 303
     assert town.fake.asked == []
+
+
+def test_the_page_says_what_a_bank_took_back_until_it_is_won_back(client: TestClient, town: CollectingTown) -> None:
+    charge = town.collector.top_up("account-ana", 50_000, "k", town.after(MONDAY))
+    log_in(client, "ana")
+    assert "given back" not in client.get("/card/pay?lang=en").text
+    for kind, amount, shown in (("charged_back", 50_000, "given back ₫50,000"), ("won_back", 20_000, "given back ₫30,000")):
+        now = town.after(TUESDAY)
+        told = Event(event_id=kind, charge_id=charge.charge_id, kind=kind, reference="b", amount=amount, at=now)  # type: ignore[arg-type]
+        town.collector.take(told, now)
+        assert shown in client.get("/card/pay?lang=en").text
 
 
 def test_somebody_elses_charges_are_not_shown(client: TestClient, town: CollectingTown) -> None:

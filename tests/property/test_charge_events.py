@@ -33,7 +33,8 @@ def stories(draw: st.DrawFn) -> tuple[dict[str, Refund], list[Event]]:
     told = [(kind, "", AMOUNT) for kind in draw(st.lists(kinds, max_size=4))]
     told += [("refunded", name, refund.amount) for name, refund in refunds.items() if draw(st.booleans())]
     names = st.sampled_from(["b1", "b2", "r0", "r9"])
-    told += draw(st.lists(st.tuples(st.sampled_from(["refunded", "charged_back"]), names, st.integers(0, 150)), max_size=4))
+    kinds = st.sampled_from(["refunded", "charged_back", "won_back"])
+    told += draw(st.lists(st.tuples(kinds, names, st.sampled_from([30, AMOUNT]) | st.integers(0, 150)), max_size=6))
     told += draw(st.lists(st.sampled_from(told), max_size=4)) if told else []
     shuffled = draw(st.permutations(told))
     return refunds, [
@@ -53,7 +54,10 @@ def test_what_is_booked_only_grows_and_never_gives_back_more_than_was_taken(stor
         before = after
     captures = [effect for effect in before.effects if effect.kind == "captured"]
     assert len(captures) == any(event.kind == "captured" for event in events)
-    assert len({(effect.kind, effect.reference) for effect in before.effects}) == len(before.effects)
+    moved = {(effect.kind, effect.reference): effect.amount for effect in before.effects}
+    assert len(moved) == len(before.effects)
+    for (kind, reference), amount in moved.items():
+        assert kind != "won_back" or amount <= moved["charged_back", reference]
     if any(effect.kind != "captured" for effect in before.effects):
         assert before.effects[0].kind == "captured"
 
@@ -65,23 +69,30 @@ def test_the_same_events_again_move_nothing(story: tuple[dict[str, Refund], list
     assert fold(CHARGE, refunds, events + again).effects == fold(CHARGE, refunds, events).effects
 
 
-@given(st.permutations(["captured", "declined", "r0", "r1", "b1"]))
+@given(st.permutations(["captured", "declined", "r0", "r1", "b1", "w1", "b2"]))
 def test_events_that_fit_come_to_the_same_in_any_order(order: list[str]) -> None:
     refunds = asked([30, 20])
-    of_kind = {"r0": ("refunded", 30), "r1": ("refunded", 20), "b1": ("charged_back", 50)}
+    of_kind = {
+        "r0": ("refunded", 30),
+        "r1": ("refunded", 20),
+        "b1": ("charged_back", 70),
+        "w1": ("won_back", 70),
+        "b2": ("charged_back", 50),
+    }
     events = [
         Event(
             event_id=name,
             charge_id="c",
             kind=of_kind.get(name, (name, 0))[0],  # type: ignore[arg-type]
-            reference=name if name in of_kind else "",
+            reference=name.replace("w", "b") if name in of_kind else "",
             amount=of_kind.get(name, (name, AMOUNT))[1],
             at=1,
         )
         for name in order
     ]
     found = fold(CHARGE, refunds, events)
-    assert (found.state, found.left, len(found.effects)) == ("captured", 0, 4)
+    assert (found.state, found.left, len(found.effects)) == ("captured", 0, 6)
+    assert [misfit.why for misfit in found.misfits] == ["declined_and_captured"]
 
 
 @given(st.lists(st.sampled_from(["captured", "declined", "pending"]), max_size=6))

@@ -121,6 +121,12 @@ def test_a_refund_before_its_capture_moves_nothing_and_then_what_it_is() -> None
         ([("charged_back", 100, "b1"), ("refunded", 100, "r1")], "refund_after_chargeback"),
         ([("charged_back", 101, "b1")], "chargeback_above_capture"),
         ([("charged_back", 0, "b1")], "chargeback_above_capture"),
+        ([("won_back", 60, "b1")], "won_back_before_chargeback"),
+        ([("charged_back", 60, "b1"), ("won_back", 60, "b2")], "won_back_before_chargeback"),
+        ([("charged_back", 60, "b1"), ("won_back", 61, "b1")], "won_back_above_chargeback"),
+        ([("charged_back", 60, "b1"), ("won_back", 0, "b1")], "won_back_above_chargeback"),
+        ([("charged_back", 60, "b1"), ("won_back", 60, "b1"), ("won_back", 50, "b1")], "won_back_twice"),
+        ([("charged_back", 99, "b1"), ("won_back", 98, "b1"), ("charged_back", 100, "b2")], "chargeback_twice"),
     ],
 )
 def test_what_would_give_more_than_was_taken_moves_nothing_and_is_named(moves: list[tuple[str, int, str]], why: str) -> None:
@@ -128,6 +134,23 @@ def test_what_would_give_more_than_was_taken_moves_nothing_and_is_named(moves: l
     found = fold(CHARGE, asked, [event("captured"), *(event(*move) for move in moves)])
     assert [misfit.why for misfit in found.misfits] == [why]
     assert found.left >= 0
+
+
+def test_what_was_won_back_can_be_refunded_or_charged_back_once_more() -> None:
+    told = [event("captured"), event("charged_back", 100, "b1"), event("won_back", 100, "b1")]
+    assert fold(CHARGE, {}, told).left == 100
+    assert fold(CHARGE, {"r": refund("r", 40)}, [*told, event("refunded", 40, "r")]).left == 60
+    again = [*told, event("charged_back", 100, "b2"), event("won_back", 30, "b2")]
+    assert (fold(CHARGE, {}, again).left, fold(CHARGE, {}, again).misfits) == (30, ())
+
+
+def test_what_was_won_back_before_its_chargeback_or_capture_waits_for_them() -> None:
+    told = [event("won_back", 70, "b1"), event("charged_back", 100, "b1")]
+    early = fold(CHARGE, {}, told)
+    assert [misfit.why for misfit in early.misfits] == ["won_back_before_chargeback", "chargeback_before_capture"]
+    late = fold(CHARGE, {}, [*told, event("captured")])
+    assert ([effect.kind for effect in late.effects], late.left) == (["captured", "charged_back", "won_back"], 70)
+    assert late.misfits == ()
 
 
 def test_a_capture_of_another_amount_is_booked_as_it_was_taken_and_named() -> None:
