@@ -138,13 +138,7 @@ def freeze(connection: Connection, date: str, frozen_at: int, tariff: CompiledTa
 
 def _publish(database: Database, rules: Rules, date: str, despite: str, step: Step) -> Closed:
     with database.read(long=True) as connection:
-        if store.count_lines(connection, date) > APART:
-            begun = apart.begin(seals.begin_in_process, ToBegin(database.url, database.at_rest_key, date))
-            scanned = apart.begin(scan_in_process, ToScan(database.url, date, rules.agreements.weighing(date)))
-        else:
-            begun = partial(seals.begin, connection, date)
-            scanned = partial(scan_of, connection, rules, date)
-        computed = compute(connection, rules, date, scanned, begun, despite, step)
+        computed = compute(database, connection, rules, date, despite, step)
     step(f"publish {date}")
     with database.write() as connection:
         documents = store.published(connection, date)
@@ -163,26 +157,29 @@ def _publish(database: Database, rules: Rules, date: str, despite: str, step: St
     return Closed(date, computed.documents, newly=True)
 
 
+def begin(database: Database, connection: Connection, rules: Rules, date: str) -> tuple[Callable[[], Scan], Callable[[], Begun]]:
+    """What gives what is booked under a date, and the seal over it; of a large date both are begun at once."""
+    if store.count_lines(connection, date) > APART:
+        begun = apart.begin(seals.begin_in_process, ToBegin(database.url, database.at_rest_key, date))
+        return apart.begin(scan_in_process, ToScan(database.url, date, rules.agreements.weighing(date))), begun
+    return partial(scan_of, connection, rules, date), partial(seals.begin, connection, date)
+
+
 def scan_of(connection: Connection, rules: Rules, date: str) -> Scan:
     """What is booked under a date, read in this process."""
     return scan(OfConnection(connection), date, rules.agreements.weighing(date))
 
 
 def compute(
-    connection: Connection,
-    rules: Rules,
-    date: str,
-    look: Callable[[], Scan],
-    begun: Callable[[], Begun],
-    despite: str = "",
-    step: Step = lambda _: None,
+    database: Database, connection: Connection, rules: Rules, date: str, despite: str = "", step: Step = lambda _: None
 ) -> Computed:
-    """Everything that the close of a frozen date publishes; nothing is written. BooksError if the proof does not hold. `look`
-    gives what is booked, `begun` the seal over it."""
+    """Everything that the close of a frozen date publishes; nothing is written. CloseError where more is open than may be,
+    BooksError if the proof does not hold."""
     agreements = rules.agreements
     items, taps = frozen.list_open(connection, date), frozen.taps_under(connection, date)
     if not despite:
         frozen.check_open(items, taps, agreements.most_open)
+    look, begun = begin(database, connection, rules, date)
     step(f"pools {date}")
     scanned = look()
     rows, movements = scanned.rows, scanned.movements

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clearing import store
+from clearing import apart, close, store
 from clearing.commands import audit_date, rules_of
 from clearing.pools import PoolState
 from clearing.sharing import share_of_date
@@ -192,6 +192,17 @@ def test_too_many_open_items_stop_the_publishing_and_are_named(tmp_path: Path) -
     documents = found.close(TUESDAY, despite="the card was never issued")
     assert b'"despite": "the card was never issued"' in documents["proof.json"]
     assert b"unknown_token" in documents["BUSCO.csv"]
+
+
+def test_nothing_is_begun_of_a_large_date_that_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = town(tmp_path, NETWORK["clearing.toml"].replace('"100%"', '"30%"'))
+    found.take("07:00 board 10 card=nobody\n07:01 board 10 card=ana")
+    begun: list[object] = []
+    monkeypatch.setattr(close, "APART", -1)
+    monkeypatch.setattr(apart, "begin", lambda work, _: begun.append(work) or (lambda: pytest.fail("was waited for")))
+    with pytest.raises(CloseError, match="not published"):
+        found.close(TUESDAY)
+    assert begun == []
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
