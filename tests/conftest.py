@@ -8,6 +8,11 @@ from fare_engine.tariff.compile import CompiledTariff, load_compiled
 from tests.builders import HCMC
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no process is left with one of them when the others have nothing to do any more."""
+    items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("long")), default=0))
+
+
 @pytest.fixture(scope="session")
 def hcmc() -> CompiledTariff:
     """Today's fares."""

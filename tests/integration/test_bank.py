@@ -190,6 +190,7 @@ def paid(demo: PlayedDemo, tmp_path: Path) -> Path:
     return demo.copy(tmp_path / "data")
 
 
+@pytest.mark.long(30)
 def test_a_day_s_payments_go_out_and_come_back_by_commands(paid: Path, hcmc: CompiledTariff) -> None:
     done = motthe("payments", DAY, "--data", f"{paid}")
     assert done.returncode == 0, done.stderr

@@ -141,6 +141,7 @@ def killed_at(before: Path, folder: Path, steps: list[int]) -> int:
     return all_steps
 
 
+@pytest.mark.long(20)
 def test_a_close_that_is_killed_goes_on_to_the_same_bytes(before: Path, tmp_path: Path) -> None:
     assert killed_at(before, tmp_path, [2, 30, 55]) >= 56
 

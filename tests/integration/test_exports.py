@@ -306,6 +306,7 @@ def test_views_give_the_rows_of_the_books(closed: Town) -> None:
 # ---- commands
 
 
+@pytest.mark.long(38)
 def test_a_demo_s_day_goes_out_by_commands_and_others_confirm_it(demo: PlayedDemo, tmp_path: Path) -> None:
     data = demo.copy(tmp_path / "data")
     for kind in ("tides", "hledger", "ledger", "beancount", "parquet", "invoices"):

@@ -16,6 +16,7 @@ from tests.served import free_port, start
 DEVICES, RIDERS, KILLS = 6, 30, 3
 
 
+@pytest.mark.long(50)
 @pytest.mark.parametrize("how", ["killed", "told to end"])
 def test_what_was_acknowledged_is_held_once_and_booked_right_although_the_service_was(tmp_path: Path, how: str) -> None:
     data = tmp_path / "store"

@@ -139,6 +139,7 @@ def kill_under_load(folder: Path, kills: int, seed: int) -> list[float]:
     return found
 
 
+@pytest.mark.long(32)
 def test_every_acknowledged_tap_is_there_once_whatever_process_is_killed(tmp_path: Path) -> None:
     assert max(kill_under_load(tmp_path, 5, seed=1)) < RECOVERY_S
 
@@ -153,6 +154,7 @@ def test_every_acknowledged_tap_is_there_once_after_fifty_kills(
     assert max(took) < RECOVERY_S
 
 
+@pytest.mark.long(32)
 def test_after_postgresql_was_set_back_the_terminals_send_again_what_it_lost(tmp_path: Path) -> None:
     """A backup is restored: what was acknowledged since is asked for again by its place in each stream."""
     with stack(tmp_path) as running:

@@ -205,6 +205,7 @@ def test_nothing_is_begun_of_a_large_date_that_is_not_published(tmp_path: Path, 
     assert begun == []
 
 
+@pytest.mark.long(37)
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     late=st.sets(st.integers(0, 7), max_size=5),

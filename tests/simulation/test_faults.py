@@ -39,6 +39,7 @@ def simulated(*arguments: str, hash_seed: str = "0") -> subprocess.CompletedProc
     )
 
 
+@pytest.mark.long(170)
 @pytest.mark.timeout(600)
 def test_fifty_thousand_taps_survive_whatever_goes_wrong() -> None:
     totals = Totals()
