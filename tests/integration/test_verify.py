@@ -250,7 +250,7 @@ def token_id(card: str) -> str:
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, hcmc_adopted: Any) -> Iterator[Opened]:
-    """A store that was lived in. A test that changes it puts it back."""
+    """A store that was lived in. A test that changes it puts it back, which is looked at in the end."""
     data = tmp_path_factory.mktemp("lived-in")
     if request.param == "sqlite":
         url = f"sqlite:///{data / 'motthe.db'}"
@@ -264,7 +264,9 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     (keys / "at-rest.key").write_bytes(AT_REST_KEY)
     equip(url)
     desk = Desk(url, hcmc_adopted)
-    yield lived_in(desk, data)
+    opened = lived_in(desk, data)
+    yield opened
+    assert findings(opened) == []
     desk.database.dispose()
     if request.param == "postgresql":
         server.execute("drop database lived_in with (force)")
@@ -333,7 +335,6 @@ def test_one_bit_changed_in_any_column_of_any_table_is_named(store: Opened, name
         if not any(one.table == table_named and (not by_key or one.key.startswith(key)) for one in found):
             unseen.append((column.name, key, [str(one) for one in found]))
     assert unseen == []
-    assert findings(store) == []
 
 
 class changed:  # noqa: N801  # used as a word
@@ -405,7 +406,6 @@ def test_a_row_that_was_taken_out_is_missed(store: Opened) -> None:
     ):
         with removed(store, table, where):
             assert findings(store), table
-    assert findings(store) == []
 
 
 @contextmanager
