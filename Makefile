@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONHASHSEED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests start many processes, which would all compile everything anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test prove lint bench lock sbom clean
 
