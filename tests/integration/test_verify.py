@@ -31,10 +31,11 @@ from clearing.commands import end_of, rules_of
 from clearing.disputes import desk as disputes
 from clearing.disputes.claims import Claim
 from clearing.tap_commands import verify_opened
-from fare_engine import ledger, linking, publishing
+from fare_engine import ledger, linking, publishing, windows
 from fare_engine.commands import Opened
 from fare_engine.facts import Purchase
 from fare_engine.publications import TerminalRules
+from fare_engine.refold import Change
 from fare_engine.store import books, receipts, registry, travellers
 from fare_engine.store.registry import Correction, DeviceKey
 from fare_engine.store.schema import metadata
@@ -90,7 +91,17 @@ def lived_in(desk: Desk, data: Path) -> Opened:
     after = Stream("gate-2", epoch=70)
     after.enter("23:10", "anna")
     desk.taken(after.new(), at("10:00", "2026-03-04"))
+    put_away(desk, people[5:8])
     return opened
+
+
+def put_away(desk: Desk, people: list[str]) -> None:
+    """Weeks later the rides of some are old, and their windows are closed."""
+    weeks_later = at("12:00", "2026-03-20")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows, "EVERY", 1)
+        changes = {name: Change() for name in people}
+        desk.database.transact(lambda connection: desk.application.change(connection, changes, weeks_later))
 
 
 def _city(data: Path) -> Path:
