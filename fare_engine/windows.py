@@ -20,7 +20,7 @@ from fare_engine.rides import book_rides
 from fare_engine.service_day import DAY_MS, day_starts_at
 from fare_engine.tariff.compile import CompiledTariff
 
-OPEN_MS = 10 * DAY_MS
+OPEN_MS = 7 * DAY_MS
 """A window is closed when its first fact is older than this."""
 KEPT_MS = 3 * DAY_MS
 """So much is left open."""

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from random import Random
+from statistics import mean
 from tempfile import TemporaryDirectory
 
 import msgspec
@@ -23,11 +24,13 @@ from clearing.commands import rules_of
 from clearing.pools import by_weights
 from clearing.share_store import DayUse
 from clearing.sharing import product_shares
+from fare_engine import windows
 from fare_engine.booking import Record, book, decode, encode, price
 from fare_engine.facts import Fact, Tap
 from fare_engine.ids import DeviceId, tap_id
 from fare_engine.pricing.fold import fold
 from fare_engine.pricing.rides import read_rides
+from fare_engine.rides import book_rides
 from fare_engine.service_day import DAY_MS, day_starts_at, parse_instant
 from fare_engine.tap_format import Decision, TapEvent, TapKind, encode_tap, genesis_head, header_for, open_message, seal
 from fare_engine.tariff.compile import CompiledTariff, load_compiled
@@ -143,6 +146,48 @@ def _speed(tariff: CompiledTariff, travellers: Sequence[Sequence[Fact]], as_of: 
         "ratio_to_touching_each_tap": round(speed / limit, 4),
         "bytes_of_state_per_traveller": sum(states) // len(states),
     }
+
+
+def bench_history() -> dict[str, object]:
+    """What a tap costs a rider of four a day after so many days, from his row to his row: reading, folding, booking, writing.
+    The limit is what it cost in the second week, when no window had been
+    closed yet."""
+    tariff = load_compiled(TARIFF, ["proposal-2026-03"])
+    routes, first = sorted(tariff.network.routes), parse_instant("2026-03-02T07:00:00+07:00")
+    row, put_away, number = encode(Record()), 0, 0
+    took: dict[int, list[float]] = {}
+    for day in range(366):
+        for hour in (0, 1, 9, 10):
+            at, number = first + (24 * day + hour) * 3_600_000, number + 1
+            tap = Tap(
+                tap_id(DeviceId("d"), "e", number), at, "d", "e", number, "board", "t", "emv", tariff.default_category,
+                None, routes[number % 5],
+            )  # fmt: skip
+            begun = time.perf_counter()
+            record = decode(row)
+            record.facts.append(tap)
+            folded = price(tariff, record, at)
+            book("t", record, folded)
+            book_rides("t", record.rides, folded, tariff, None)
+            record.as_of = at
+            put_away += len(windows.close(tariff, "t", record, at)) if windows.is_due(record, at) else 0
+            row = encode(record)
+            took.setdefault(day, []).append(time.perf_counter() - begun)
+    mean_of = {name: mean(t for day in days for t in took[day]) for name, days in HISTORY.items()}
+    return {
+        "microseconds_a_tap": {name: round(seconds * 1e6) for name, seconds in mean_of.items()},
+        "ratio_to_the_second_week": {name: round(seconds / mean_of["days 8 to 14"], 2) for name, seconds in mean_of.items()},
+        "bytes_of_the_row": len(row),
+        "windows_put_away": put_away,
+    }
+
+
+HISTORY = {
+    "days 1 to 7": range(7),
+    "days 8 to 14": range(7, 14),
+    "days 25 to 45": range(24, 45),
+    "days 340 to 365": range(339, 365),
+}
 
 
 def bench_messages() -> dict[str, object]:
@@ -310,6 +355,7 @@ def main() -> None:
         "fold_distances": bench_weeks("sydney/2022-11-25", distance_ride, ["opal"]),
         "messages": bench_messages(),
         "receipt": bench_receipt(),
+        "history": bench_history(),
         "late_tap": bench_late_tap(),
         "shares": bench_shares(),
     }
