@@ -36,8 +36,9 @@ EVERY = 8
 
 
 def reaches(record: Record, at: int) -> bool:
-    """Whether a record's open window holds all that a fact of this time may touch."""
-    return record.base is None or at >= record.since + REACH_MS
+    """Whether a record's open window holds all that a fact of this time may touch. The release before keeps a record's base
+    and forgets where its window begins: then it is not known."""
+    return record.base is None or (record.since > 0 and at >= record.since + REACH_MS)
 
 
 def begins_to_act(fact: Fact) -> int:

@@ -277,7 +277,7 @@ def get_travellers(
             traveller = _traveller(row)
             at = 0 if back_to is None else back_to.get(row.traveller_id, 0)
             if not reaches(traveller.record, at):
-                _open_again(connection, [traveller], at - REACH_MS)
+                _open_again(connection, [traveller], at - REACH_MS if traveller.record.since else -1)
             found[row.traveller_id] = traveller
         except msgspec.DecodeError:
             logger.exception("the record of traveller %s cannot be read", row.traveller_id)
