@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 Clock = Callable[[], int]
 WORKER_SECONDS = 1.0
 ASK_SECONDS = 1.0
+CHECKPOINT_SECONDS = 0.5
 PUBLISHED = "published"
 MESSAGES_A_SECOND = 50
 """A device that sends more messages than this in a second is told to come back later."""
@@ -80,7 +82,7 @@ def create_app(service: Service, routers: tuple[APIRouter, ...] = ()) -> FastAPI
         gc.collect()
         gc.freeze()  # what is loaded by now lives as long as the process: keep collections short
         gc.set_threshold(20_000, 20, 50)  # taps leave hardly any cycles: look for them less often
-        tasks = [asyncio.create_task(service.signals.run()), asyncio.create_task(_ask(service))]
+        tasks = [asyncio.create_task(work) for work in (service.signals.run(), _ask(service), _checkpoint(service))]
         tasks += [asyncio.create_task(_work(service))] if service.works else []
         yield
         await service.lane.drain()
@@ -120,6 +122,16 @@ async def _work(service: Service) -> None:
             logger.exception("the worker's turn failed")
             done = 0
         await asyncio.sleep(0.01 if done else WORKER_SECONDS)
+
+
+async def _checkpoint(service: Service) -> None:
+    """Keep SQLite's log short in a thread of its own: a commit that had to do it would keep a hundred taps waiting."""
+    while True:
+        await asyncio.sleep(CHECKPOINT_SECONDS)
+        try:
+            await asyncio.to_thread(service.database.checkpoint)
+        except sqlite3.Error as error:  # somebody else holds the file; the next turn tries again
+            logger.warning("the log could not be checkpointed: %s", error)
 
 
 async def _ask(service: Service) -> None:

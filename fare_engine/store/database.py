@@ -7,8 +7,9 @@ begins again."""
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,9 @@ from fare_engine.at_rest import Cipher
 from fare_engine.store.schema import FORM, metadata
 
 BUSY_MS = 30_000
+CHECKPOINT_BYTES = 4 << 20
+CHECKPOINT_PASSES = 3
+"""The log begins anew only where a checkpoint has all of it; a later pass has little left to do, and finds a pause."""
 ATTEMPTS = 8
 CONFLICTS = frozenset({"40001", "40P01", "23505", "55P03"})
 """SQLSTATE of a serialisation failure, a deadlock, a key that another process inserted first, and a lock not available."""
@@ -101,6 +105,20 @@ class Database:
                 connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             yield connection
 
+    def checkpoint(self) -> None:
+        """Bring what is committed from SQLite's log into its file, beside whoever writes, so that no commit has to. It is not
+        waited for: what is written meanwhile goes in the next time. May run in a thread of its own."""
+        if not self.is_sqlite or not self.engine.url.database:
+            return
+        log = Path(f"{self.engine.url.database}-wal")
+        if not log.exists() or log.stat().st_size < CHECKPOINT_BYTES:
+            return
+        with closing(sqlite3.connect(self.engine.url.database, timeout=0)) as connection:
+            for _ in range(CHECKPOINT_PASSES):
+                _, pages, done = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                if pages == done:
+                    return
+
     def dispose(self) -> None:
         """Close every connection."""
         self.engine.dispose()
@@ -155,7 +173,7 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
         "synchronous=FULL",
         f"busy_timeout={BUSY_MS}",
         "cache_size=-65536",
-        "wal_autocheckpoint=16000",  # 64 MB: a page that many taps touch is written back once
+        "wal_autocheckpoint=16000",  # 64 MB: a page that many taps touch is written back once; a service does it before that
     )
     for pragma in pragmas:
         connection.execute(f"PRAGMA {pragma}")
