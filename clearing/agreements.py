@@ -278,7 +278,7 @@ class Known(msgspec.Struct, frozen=True):
 def load_agreements(path: Path, known: Known) -> Agreements:
     """The checked agreements of a file. InputError names every fault with its place and value."""
     try:
-        found = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Agreements)
+        found = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8-sig")), Agreements)
     except FileNotFoundError:
         raise InputError([Fault(str(path), None, "the file is missing")]) from None
     except (OSError, UnicodeDecodeError) as error:

@@ -972,8 +972,7 @@ def _areas_of_stop(folder: Path) -> dict[str, frozenset[str]]:
 
 def _read_version(folder: Path) -> tuple[str, _Version]:
     """A version and its state."""
-    with (folder / "tariff.toml").open("rb") as file:
-        toml = tomllib.load(file)
+    toml = tomllib.loads((folder / "tariff.toml").read_text(encoding="utf-8-sig"))
     head = toml["tariff"]
     rules = _rows(folder / "fare_leg_rules.txt")
     leg_rules = tuple(

@@ -41,7 +41,7 @@ def share(
     """What everybody should have been given for the service dates up to `through`: `rides` by traveller. `cap_networks` are the
     networks whose rides each cap counts; none: all. CloseError for money that no row covers, and for a ride that is weighed by
     a distance which nobody knows."""
-    agreed = _Agreed(tomllib.loads(path.read_text(encoding="utf-8")))
+    agreed = _Agreed(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     sums = _Sums()
     used: _Used = defaultdict(lambda: defaultdict(int))
     for legs in rides.values():

@@ -228,7 +228,7 @@ def read_rules_file(path: Path) -> TerminalRules:
 
     PublicationError for an unknown name or a value of another type."""
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         unknown = found.keys() - set(TerminalRules.__dataclass_fields__)
         if unknown:
             raise ValueError(f"no rules are named {', '.join(sorted(unknown))}")

@@ -63,7 +63,7 @@ class Accounts(msgspec.Struct, frozen=True, kw_only=True):
 def load_accounts(path: Path, parties: Mapping[str, Party], currency: str) -> Accounts:
     """The checked accounts of a file. InputError names every fault with its place and value."""
     try:
-        found = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _File)
+        found = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8-sig")), _File)
     except FileNotFoundError:
         raise InputError([Fault(str(path), None, "the file is missing")]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:

@@ -123,7 +123,7 @@ def find_rules(folder: Path, parties: Collection[str], currency: str) -> Rules |
 def load_rules(path: Path, parties: Collection[str], currency: str) -> Rules:
     """The checked rules of a file. InputError names every fault with its place and value."""
     try:
-        found = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Rules)
+        found = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8-sig")), Rules)
     except FileNotFoundError:
         raise InputError([Fault(str(path), None, "the file is missing")]) from None
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:

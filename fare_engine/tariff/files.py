@@ -66,6 +66,8 @@ class Table:
             with path.open(encoding="utf-8-sig", newline="") as stream:
                 reader = csv.DictReader(stream, strict=True)
                 self.columns = tuple(reader.fieldnames or ())
+                for column in sorted({name for name in self.columns if self.columns.count(name) > 1}):
+                    self.fault(1, column, "the column stands twice")
                 for row in reader:
                     if None in row or None in row.values():
                         self.fault(len(self.rows) + 2, list(row.values()), "the row does not have as many cells as columns")
@@ -423,7 +425,7 @@ def _categories(table: Table, head: Head, folder: Path, faults: list[Fault]) -> 
 def _tariff_toml(path: Path, base: Path, faults: list[Fault]) -> TariffFile | None:
     place = str(path.relative_to(base))
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"), parse_float=Decimal)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError, InvalidOperation) as error:
         faults.append(Fault(place, _reason(error), "not a TOML file"))
         return None

@@ -66,6 +66,14 @@ def test_a_time_zone_that_is_none_is_named(tmp_path: Path) -> None:
     assert "network/agency.txt: agency_timezone is no time zone (found 'Mars/Phobos')" in faults_of(folder)
 
 
+def test_files_as_an_editor_of_windows_writes_them_are_read(tmp_path: Path) -> None:
+    """With a byte order mark, and lines that end in CR LF."""
+    plain, folder = load(write_city(tmp_path / "plain")), write_city(tmp_path / "marked")
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load(folder).versions == plain.versions
+
+
 @pytest.mark.parametrize("name", ["network/stops.txt", "now/tariff.toml"])
 def test_a_folder_where_a_file_belongs_is_named(tmp_path: Path, name: str) -> None:
     folder = write_city(tmp_path)
