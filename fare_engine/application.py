@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 import msgspec
 from sqlalchemy import Connection
 
-from fare_engine import facts, ledger
+from fare_engine import facts, ledger, windows
 from fare_engine.answers import AnswerLine, CapState, TapAnswer
 from fare_engine.booking import Record
 from fare_engine.certificates import DeviceLimits
@@ -39,7 +39,6 @@ from fare_engine.tap_format import Decision, Outcome, TapEvent, TapKind, TapPlac
 from fare_engine.tariff.compile import CompiledTariff
 from fare_engine.tokens import stored_token
 from fare_engine.verdicts import AHEAD_MS, Rejected, blocked, check_content, check_limits, check_time, check_token, is_blocked
-from fare_engine.windows import begins_to_act
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +77,12 @@ class Unreadable:
 class Application:
     """Applies taps, purchases and the passing of time. Holds the tariff; everything else is in the database."""
 
-    def __init__(self, tariff: CompiledTariff, server_key: bytes) -> None:
+    def __init__(self, tariff: CompiledTariff, server_key: bytes, ages: windows.Ages = windows.USUAL) -> None:
+        """`ages`: when windows of travellers' records are closed."""
         self.tariff = tariff
         self.server_key = server_key
         self._stored = lru_cache(TOKENS_KEPT)(partial(stored_token, server_key))
-        self.refolder = Refolder(tariff)
+        self.refolder = Refolder(tariff, ages)
         self.mender = Mender(tariff)
         self.charged = 0
         """What has been charged since the process began: a figure for pages, not for books."""
@@ -602,7 +602,7 @@ def _back_to(change: Change, now: int) -> int:
     facts = [*change.facts, *change.refused]
     if change.withdrawn or change.released or any(isinstance(fact, Cancellation) for fact in facts):
         return 0
-    return min(map(begins_to_act, facts), default=now)
+    return min(map(windows.begins_to_act, facts), default=now)
 
 
 def quarantine(

@@ -80,8 +80,9 @@ class Refolded:
 class Refolder:
     """Folds records under one tariff, and books the difference."""
 
-    def __init__(self, tariff: CompiledTariff) -> None:
+    def __init__(self, tariff: CompiledTariff, ages: windows.Ages = windows.USUAL) -> None:
         self.tariff = tariff
+        self.ages = ages
         self.revision = revision_of(tariff)
 
     def refold(
@@ -123,10 +124,10 @@ class Refolder:
         """Put away what is old of records that were just priced and saved. What goes wrong leaves a record as it is."""
         closing = []
         for traveller in rows:
-            if not (traveller.reopened or windows.is_due(traveller.record, now)):
+            if not (traveller.reopened or windows.is_due(traveller.record, now, self.ages)):
                 continue
             try:
-                traveller.closed = windows.close(self.tariff, traveller.traveller_id, traveller.record, now)
+                traveller.closed = windows.close(self.tariff, traveller.traveller_id, traveller.record, now, self.ages)
             except Exception:
                 logger.exception("a window of a traveller could not be closed")
             if traveller.closed:

@@ -8,6 +8,7 @@ other, give what the whole gave; if that is not so, an earlier end is tried, and
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,19 +21,26 @@ from fare_engine.rides import book_rides
 from fare_engine.service_day import DAY_MS, day_starts_at
 from fare_engine.tariff.compile import CompiledTariff
 
-OPEN_MS = 7 * DAY_MS
-"""A window is closed when its first fact is older than this."""
-KEPT_MS = 3 * DAY_MS
-"""So much is left open."""
-LONGEST_MS = 10 * DAY_MS
-"""No closed window is longer, so that opening the last one again does not cost a life either."""
+
+class Ages(NamedTuple):
+    """When windows are closed, in milliseconds."""
+
+    open_ms: int = 7 * DAY_MS
+    """A window is closed when its first fact is older than this."""
+    kept_ms: int = 3 * DAY_MS
+    """So much is left open."""
+    longest_ms: int = 10 * DAY_MS
+    """No closed window is longer, so that opening the last one again does not cost a life either."""
+    every: int = 8
+    """Only every so many facts it is tried: a window that cannot be closed is folded in vain no more often."""
+
+
+USUAL = Ages()
 REACH_MS = 2 * DAY_MS
 """A fact may touch rides up to this long before it: overdue exits, joined rides, taps over the turn of the day."""
 HABIT_MS = 30 * DAY_MS
 """Rides this long ago still make a habit (`mending`): they are remembered beside the open window."""
 ENDS_TRIED = 4
-EVERY = 8
-"""Only every so many facts it is tried: a window that cannot be closed is folded in vain no more often."""
 
 
 def reaches(record: Record, at: int) -> bool:
@@ -46,16 +54,16 @@ def begins_to_act(fact: Fact) -> int:
     return min(fact.begins, fact.begins + fact.shift_ms) if isinstance(fact, Correction) else fact.at
 
 
-def is_due(record: Record, now: int) -> bool:
+def is_due(record: Record, now: int, ages: Ages = USUAL) -> bool:
     """Whether a window should be closed: asked at every tap, so it looks at little."""
     facts = record.facts
-    return len(facts) >= EVERY and len(facts) % EVERY == 0 and facts[0].at < now - OPEN_MS
+    return bool(facts) and len(facts) % ages.every == 0 and facts[0].at < now - ages.open_ms
 
 
-def close(tariff: CompiledTariff, traveller_id: str, record: Record, now: int) -> list[Record]:
+def close(tariff: CompiledTariff, traveller_id: str, record: Record, now: int, ages: Ages = USUAL) -> list[Record]:
     """Take what is old out of a record that was just priced, as closed windows, the oldest first."""
     closed = []
-    while (part := _close_first(tariff, traveller_id, record, now)) is not None:
+    while (part := _close_first(tariff, traveller_id, record, now, ages)) is not None:
         closed.append(part)
     return closed
 
@@ -91,13 +99,13 @@ def ridden(legs: Iterable[Leg], earlier: Iterable[Ridden]) -> list[Ridden]:
     return list(found.values())
 
 
-def _close_first(tariff: CompiledTariff, traveller_id: str, record: Record, now: int) -> Record | None:
+def _close_first(tariff: CompiledTariff, traveller_id: str, record: Record, now: int, ages: Ages) -> Record | None:
     """The first window of a record, taken out of it; None where nothing is old enough, or no end can be found."""
     oldest = min((fact.at for fact in record.facts), default=now)
-    if oldest >= now - OPEN_MS:
+    if oldest >= now - ages.open_ms:
         return None
     whole = booking.price(tariff, record, record.as_of)
-    for end in _ends(tariff, oldest, min(oldest + LONGEST_MS, now - KEPT_MS)):
+    for end in _ends(tariff, oldest, min(oldest + ages.longest_ms, now - ages.kept_ms)):
         parts = _parted(tariff, record, end)
         if parts is not None and _are_equal(tariff, traveller_id, parts, whole, record.as_of, end):
             closed, rest = parts

@@ -36,6 +36,7 @@ from fare_engine.store.travellers import Account, NewToken, Traveller
 from fare_engine.tap_format import TapKind
 from fare_engine.tariff.compile import CompiledTariff
 from fare_engine.tokens import stored_token
+from fare_engine.windows import Ages
 from simulators.city import City, Validator
 from validators.clock import ClockEstimate
 from validators.outbox import EpochState, Outbox, RandomBytes
@@ -43,6 +44,8 @@ from validators.terminal import Asking, Decided, Presented, Sending, TapResult, 
 from validators.uplink import Backoff, Reply, Unreachable, read_reply
 
 SECOND, MINUTE, HOUR, DAY = 1_000, 60_000, 3_600_000, 86_400_000
+SHORT = Ages(open_ms=3 * DAY, kept_ms=50 * HOUR, longest_ms=2 * DAY, every=2)
+"""Windows of travellers' records are closed after days, not weeks; what is late opens them again."""
 SERVER_KEY = hashlib.sha256(b"the simulated service").digest()
 AT_REST_KEY = hashlib.sha256(b"the simulated database").digest()
 SLOT_MS = 10
@@ -237,7 +240,7 @@ class Process:
         sqlalchemy_event.listen(self.database.engine, "connect", _without_sync)
         sqlalchemy_event.listen(self.database.engine, "before_cursor_execute", self._count)
         sqlalchemy_event.listen(self.database.engine, "commit", self._count)
-        self.application = Application(tariff, SERVER_KEY)
+        self.application = Application(tariff, SERVER_KEY, SHORT)
         self.receipt = Receipt(self.database, self.application)
 
     def _count(self, *_: object) -> None:

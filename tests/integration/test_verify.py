@@ -31,7 +31,8 @@ from clearing.commands import end_of, rules_of
 from clearing.disputes import desk as disputes
 from clearing.disputes.claims import Claim
 from clearing.tap_commands import verify_opened
-from fare_engine import ledger, linking, publishing, windows
+from fare_engine import ledger, linking, publishing
+from fare_engine.application import Application
 from fare_engine.commands import Opened
 from fare_engine.facts import Purchase
 from fare_engine.publications import TerminalRules
@@ -43,6 +44,7 @@ from fare_engine.store.travellers import Account, NewToken
 from fare_engine.store.verify import Finding
 from fare_engine.tap_format import Decision, Outcome, TapKind
 from fare_engine.tokens import stored_token
+from fare_engine.windows import Ages
 from tests.builders import HCMC, ROOT
 from tests.camt import ACCOUNTS, camt, entry
 from tests.collecting import FakeProvider
@@ -98,10 +100,9 @@ def lived_in(desk: Desk, data: Path) -> Opened:
 def put_away(desk: Desk, people: list[str]) -> None:
     """Weeks later the rides of some are old, and their windows are closed."""
     weeks_later = at("12:00", "2026-03-20")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows, "EVERY", 1)
-        changes = {name: Change() for name in people}
-        desk.database.transact(lambda connection: desk.application.change(connection, changes, weeks_later))
+    application = Application(desk.tariff, SERVER_KEY, Ages(every=1))
+    changes = {name: Change() for name in people}
+    desk.database.transact(lambda connection: application.change(connection, changes, weeks_later))
 
 
 def _city(data: Path) -> Path:

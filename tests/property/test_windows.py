@@ -23,16 +23,16 @@ from tests.property.test_arrival_orders import arrive, week
 from tests.property.test_random_tariffs import sample
 from tests.tariff_strategies import World, worlds
 
+AT_ONCE = windows.Ages(open_ms=DAY_MS, kept_ms=DAY_MS, longest_ms=3 * DAY_MS, every=1)
+
 
 def close_at_once(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """From now on windows are closed with every fact, as soon as they are a day old; how many were closed and opened again."""
-    for name, value in {"OPEN_MS": DAY_MS, "KEPT_MS": DAY_MS, "LONGEST_MS": 3 * DAY_MS, "EVERY": 1}.items():
-        monkeypatch.setattr(windows, name, value)
     done: Counter[str] = Counter()
     close, open_again = windows.close, travellers.open_again
 
-    def closing(tariff: CompiledTariff, traveller_id: str, record: Record, now: int) -> list[Record]:
-        found = close(tariff, traveller_id, record, now)
+    def closing(tariff: CompiledTariff, traveller_id: str, record: Record, now: int, _: object = None) -> list[Record]:
+        found = close(tariff, traveller_id, record, now, AT_ONCE)
         done["closed"] += len(found)
         return found
 
@@ -40,6 +40,7 @@ def close_at_once(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         done["opened"] += len(closed)
         return open_again(closed, record)
 
+    monkeypatch.setattr(windows, "is_due", lambda *_: True)
     monkeypatch.setattr(windows, "close", closing)
     monkeypatch.setattr(travellers, "open_again", opening)
     return done

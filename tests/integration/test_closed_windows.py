@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from sqlalchemy import func, select
 
-from fare_engine import windows
 from fare_engine.booking import Record, encode
 from fare_engine.claims import make_claim
 from fare_engine.linking import change_payer, link_token
@@ -19,6 +17,7 @@ from fare_engine.store.travellers import Account
 from fare_engine.store.verify import Known, verify
 from fare_engine.tap_format import Decision, TapKind
 from fare_engine.tokens import stored_token
+from fare_engine.windows import Ages
 from tests.integration.desk import (
     BEN_THANH,
     DAY,
@@ -112,13 +111,12 @@ def season(desk: Desk) -> Season:
     return found
 
 
-def test_weeks_of_rides_cost_the_same_whether_old_ones_are_put_away_or_not(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weeks_of_rides_cost_the_same_whether_old_ones_are_put_away_or_not(desk: Desk, tmp_path: Path) -> None:
     put_away = season(desk)
-    monkeypatch.setattr(windows, "OPEN_MS", 1 << 60)
     equip(sqlite_url(tmp_path / "kept.db"))
-    kept = season(Desk(sqlite_url(tmp_path / "kept.db"), desk.tariff))
+    without = Desk(sqlite_url(tmp_path / "kept.db"), desk.tariff)
+    without.application.refolder.ages = Ages(open_ms=1 << 60)
+    kept = season(without)
     assert put_away.told() == kept.told()
     assert kept.put_away() == 0
     assert put_away.put_away() > WEEKS
