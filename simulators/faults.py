@@ -405,9 +405,14 @@ class FailedRunError(MottheError):
 
 def run_world(seed: str, taps: int, rates: Rates = EVERYTHING, until: int | None = None) -> Run:
     """One world with so many taps and all that goes wrong in it; raises FailedRunError. `until`: stop at that step."""
-    logging.getLogger("fare_engine").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="motthe-world-", dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        return _run_in(Path(folder), seed, taps, rates, until)
+    log = logging.getLogger("fare_engine")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # what goes wrong here is meant to
+    try:
+        with tempfile.TemporaryDirectory(prefix="motthe-world-", dir=MEMORY if MEMORY.is_dir() else None) as folder:
+            return _run_in(Path(folder), seed, taps, rates, until)
+    finally:
+        log.setLevel(level)
 
 
 def _run_in(folder: Path, seed: str, taps: int, rates: Rates, until: int | None) -> Run:
