@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -27,7 +27,7 @@ from fare_engine.gaps import find_gaps
 from fare_engine.ids import DeviceId, FactId, tap_id
 from fare_engine.store import deny, receipts, registry
 from fare_engine.store.database import Database, is_away
-from fare_engine.store.receipts import Alarm, Refusal, StoredBatch, Stream
+from fare_engine.store.receipts import Alarm, Refusal, StoredBatch, Stream, StreamRow
 from fare_engine.store.registry import Device, DeviceKey
 from fare_engine.tap_format import Batch, ReadMessage, TapEvent, TapFormatError, read_message, reopen_message, verified
 from fare_engine.verdicts import Rejected
@@ -48,6 +48,8 @@ class Continuation:
     batch: Batch
     stream: Stream | None
     first_new: int
+    streams: Sequence[StreamRow] = ()
+    """All of the device as they were, where this one begins or only beats."""
 
 
 @dataclass(slots=True)
@@ -239,9 +241,12 @@ class Receipt:
         """At most one message of each device; what becomes of them goes into `taken`."""
         accepted: dict[int, Continuation] = {}
         streams = receipts.find_streams(connection, {_key(batch) for batch in turn.values()})
+        beginning = {batch.header.device_id for batch in turn.values() if _key(batch) not in streams or not batch.header.count}
+        others = receipts.streams_of_devices(connection, beginning) if beginning else {}
         for index, batch in turn.items():
+            own = others.get(batch.header.device_id, [])
             try:
-                accepted[index] = _continuation(connection, batch, streams.get(_key(batch)), now, taken.alarms)
+                accepted[index] = _continuation(connection, batch, streams.get(_key(batch)), own, now, taken.alarms)
             except EnvelopeError as error:
                 taken.outcomes[index] = error
         taps, unreadable = self._new_taps(accepted, devices, now, taken.rates)
@@ -302,7 +307,7 @@ class Receipt:
             server_time=now,
             deny_list_version=self.published.deny_list_version,
             rules_version=self.published.rules_version,
-            wanted=_wanted(connection, continuation),
+            wanted=_wanted(continuation, now),
             answers=(*repeated, *new),
         )
 
@@ -348,12 +353,13 @@ def _read(message: bytes) -> ReadMessage | EnvelopeError:
         return error
 
 
-def _wanted(connection: Connection, continuation: Continuation) -> tuple[Wanted, ...]:
+def _wanted(continuation: Continuation, now: int) -> tuple[Wanted, ...]:
     """What is missing of the device's earlier epochs; looked up when an epoch begins and at heartbeats only. An epoch without
     taps that is not known is wanted as well: only its header says what was before it."""
     if continuation.stream is not None and continuation.batch.header.count:
         return ()
-    streams = receipts.streams_of_device(connection, continuation.batch.header.device_id)
+    begun = [StreamRow(**_begun(continuation.batch, now))] if continuation.stream is None else []
+    streams = [*continuation.streams, *begun]
     known = {stream.epoch for stream in streams}
     empty = [s.predecessor for s in streams if s.predecessor and s.predecessor not in known and not s.predecessor_last]
     return tuple(Wanted(gap.epoch, gap.first) for gap in find_gaps(streams)) + tuple(Wanted(epoch, 1) for epoch in empty)
@@ -383,15 +389,18 @@ def _tap_id(batch: Batch, sequence: int) -> FactId:
     return tap_id(batch.header.device_id, batch.header.epoch_hex, sequence)
 
 
-def _continuation(connection: Connection, batch: Batch, stream: Stream | None, now: int, alarms: list[Alarm]) -> Continuation:
-    """Where a message goes on. EnvelopeError `gap` where something before it is missing, `forked_chain` where it tells
-    another story of what is held already: a device that was rolled back or cloned, which raises an alarm with both sides."""
+def _continuation(
+    connection: Connection, batch: Batch, stream: Stream | None, others: Sequence[StreamRow], now: int, alarms: list[Alarm]
+) -> Continuation:
+    """Where a message goes on; `others` are the device's streams where it begins one. EnvelopeError `gap` where something before
+    it is missing, `forked_chain` where it tells another story of what is held already: a device that was rolled back or cloned,
+    which raises an alarm with both sides."""
     header = batch.header
     if stream is None:
         if header.first_sequence != 1:
             raise EnvelopeError("gap", f"epoch {header.epoch_hex} is not known yet", resume_from=1)
-        _check_beginning(connection, batch, now, alarms)
-        return Continuation(batch, None, 1)
+        _check_beginning(connection, batch, others, now, alarms)
+        return Continuation(batch, None, 1, others)
     held = stream.acknowledged_through
     if header.first_sequence > held + 1:
         raise EnvelopeError("gap", f"taps from {held + 1} on are missing", resume_from=held + 1)
@@ -404,27 +413,27 @@ def _continuation(connection: Connection, batch: Batch, stream: Stream | None, n
         other = receipts.list_batches(connection, header.device_id, header.epoch_hex, header.first_sequence, held)
         alarms.append(Alarm(now, "forked_chain", header.device_id, detail, batch.message, other[0].message if other else None))
         raise EnvelopeError("forked_chain", f"taps up to {held} are held with other content")
-    return Continuation(batch, stream, held + 1)
+    return Continuation(batch, stream, held + 1, others)
 
 
-def _check_beginning(connection: Connection, batch: Batch, now: int, alarms: list[Alarm]) -> None:
+def _check_beginning(connection: Connection, batch: Batch, others: Sequence[StreamRow], now: int, alarms: list[Alarm]) -> None:
     """A new epoch fits what is held of its device. EnvelopeError `forked_chain` where another one continues the same epoch."""
     header = batch.header
     device_id, before = header.device_id, header.predecessor
     if before is None:
-        known = receipts.find_latest_stream(connection, device_id)
-        if known is not None:
-            detail = f"epoch {header.epoch_hex} names no predecessor, but {known.epoch} is held: the device lost its memory"
+        if others:
+            latest = min(others, key=lambda stream: (-stream.begun_at, stream.epoch))
+            detail = f"epoch {header.epoch_hex} names no predecessor, but {latest.epoch} is held: the device lost its memory"
             alarms.append(Alarm(now, "lost_memory", device_id, detail, batch.message))
         return
     epoch = before.epoch.hex()
-    other = receipts.find_successor(connection, device_id, epoch)
+    other = next((stream.epoch for stream in others if stream.predecessor == epoch), None)
     if other is not None:
         held = receipts.list_batches(connection, device_id, other, 1, 1)
         detail = f"epochs {other} and {header.epoch_hex} both continue {epoch}"
         alarms.append(Alarm(now, "two_successors", device_id, detail, batch.message, held[0].message if held else None))
         raise EnvelopeError("forked_chain", f"epoch {other} continues the same one: a device rolled back or cloned")
-    stream = receipts.find_streams(connection, [(device_id, epoch)]).get((device_id, epoch))
+    stream = next((stream for stream in others if stream.epoch == epoch), None)
     if stream is None or stream.acknowledged_through < before.last_sequence:
         return
     if stream.acknowledged_through > before.last_sequence or stream.head != before.head:
@@ -489,7 +498,7 @@ def _store(connection: Connection, accepted: dict[int, Continuation], given: dic
     receipts.add_batches(connection, batches)
 
 
-def _begun(batch: Batch, now: int) -> dict[str, object]:
+def _begun(batch: Batch, now: int) -> dict[str, Any]:
     header = batch.header
     before = header.predecessor
     return {

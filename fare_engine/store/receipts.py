@@ -92,22 +92,17 @@ _quarantine = schema.quarantine
 _FIND_WAITING = select(_quarantine.c.device_id, _quarantine.c.epoch, _quarantine.c.sequence).where(
     _quarantine.c.waits_for.in_(bindparam("ids", expanding=True)), _quarantine.c.released_at.is_(None)
 )
-_LATEST_STREAM = (
-    select(_streams.c.device_id, _streams.c.epoch, _streams.c.acknowledged_through, _streams.c.head)
-    .where(_streams.c.device_id == bindparam("device"))
-    .order_by(_streams.c.begun_at.desc(), _streams.c.epoch)
-    .limit(1)
+_STREAMS_OF_DEVICES = (
+    select(_streams)
+    .where(_streams.c.device_id.in_(bindparam("ids", expanding=True)))
+    .order_by(_streams.c.device_id, _streams.c.epoch)
 )
-_STREAMS_OF_DEVICE = select(_streams).where(_streams.c.device_id == bindparam("device"))
 _alarms = schema.alarms
 _ALARM = (_alarms.c.device_id, _alarms.c.kind, _alarms.c.detail)
 _SAME_ALARMS = select(*_ALARM).where(
     _alarms.c.device_id.in_(bindparam("devices", expanding=True)), tuple_(*_ALARM).in_(bindparam("keys", expanding=True))
 )
 _ADD_ALARM = insert(_alarms)
-_SUCCESSORS = select(_streams.c.epoch).where(
-    _streams.c.device_id == bindparam("device"), _streams.c.predecessor == bindparam("before")
-)
 # Statements of the tap path are built once: building one costs as much as running it.
 
 
@@ -120,18 +115,6 @@ def find_streams(connection: Connection, keys: Collection[tuple[str, str]]) -> d
 def _keyed(keys: Collection[tuple[str, ...]]) -> dict[str, object]:
     """Rows by several columns, the first of them the device. SQLite finds no pair by an index; devices it does."""
     return {"keys": sorted(keys), "devices": sorted({key[0] for key in keys})}
-
-
-def find_successor(connection: Connection, device_id: str, predecessor: str) -> str | None:
-    """The epoch that a device began after another one, or None."""
-    found: str | None = connection.execute(_SUCCESSORS, {"device": device_id, "before": predecessor}).scalar()
-    return found
-
-
-def find_latest_stream(connection: Connection, device_id: str) -> Stream | None:
-    """The epoch that a device began last, or None."""
-    row = connection.execute(_LATEST_STREAM, {"device": device_id}).first()
-    return Stream(*row) if row else None
 
 
 def begin_streams(connection: Connection, rows: Iterable[dict[str, object]]) -> None:
@@ -388,9 +371,12 @@ def _opened_evidence(connection: Connection, sealed: bytes | None) -> bytes | No
     return None if sealed is None else cipher_of(connection).open(sealed, _EVIDENCE)
 
 
-def streams_of_device(connection: Connection, device_id: str) -> list[StreamRow]:
-    """Every stream of one device."""
-    return [StreamRow(*row) for row in connection.execute(_STREAMS_OF_DEVICE, {"device": device_id})]
+def streams_of_devices(connection: Connection, device_ids: Collection[str]) -> dict[str, list[StreamRow]]:
+    """Every stream of some devices, by device."""
+    found: dict[str, list[StreamRow]] = {}
+    for row in connection.execute(_STREAMS_OF_DEVICES, {"ids": sorted(device_ids)}):
+        found.setdefault(row.device_id, []).append(StreamRow(*row))
+    return found
 
 
 def all_streams(connection: Connection) -> list[StreamRow]:
