@@ -20,7 +20,7 @@ from fare_engine import jobs
 from fare_engine.application import Application
 from fare_engine.receipt import Receipt
 from fare_engine.service.signals import Shaper, Signals
-from fare_engine.service.tap_lane import TapLane, TapLaneFirst
+from fare_engine.service.tap_lane import TapLane, TapsFirst
 from fare_engine.settings import Settings, secret_file
 from fare_engine.store import receipts
 from fare_engine.store.database import Database
@@ -91,7 +91,7 @@ def create_app(service: Service, routers: tuple[APIRouter, ...] = ()) -> FastAPI
         await asyncio.gather(*tasks, return_exceptions=True)
         service.database.dispose()
 
-    app = FastAPI(title="Một Thẻ", version="0.1.0", lifespan=lifespan)
+    app = TapsFirst(service.lane, title="Một Thẻ", version="0.1.0", lifespan=lifespan)
     app.state.service = service
     app.add_middleware(
         SessionMiddleware,
@@ -101,7 +101,6 @@ def create_app(service: Service, routers: tuple[APIRouter, ...] = ()) -> FastAPI
         same_site="strict",
         https_only=False,
     )
-    app.add_middleware(TapLaneFirst, lane=service.lane)
     app.include_router(api)
     for router in routers:
         app.include_router(router)

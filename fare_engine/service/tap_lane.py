@@ -15,9 +15,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from fare_engine import answers
 from fare_engine.answers import BatchAnswer
@@ -48,17 +50,20 @@ KEPT_LATENCIES = 20_000
 TAPS_PATH = "/v1/taps"
 
 
-class TapLaneFirst:
-    """Middleware that hands taps to their lane before anything else looks at the request: sessions are not for terminals."""
+class TapsFirst(FastAPI):
+    """An application that hands taps to their lane before anything else looks at the request: neither sessions nor routes are
+    for terminals."""
 
-    def __init__(self, app: ASGIApp, lane: TapLane) -> None:
-        self.app = app
+    def __init__(self, lane: TapLane, **options: Any) -> None:
+        super().__init__(**options)
         self.lane = lane
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Taps to the lane, all else on."""
-        is_tap = scope["type"] == "http" and scope["path"] == TAPS_PATH
-        await (self.lane if is_tap else self.app)(scope, receive, send)
+        if scope["type"] == "http" and scope["path"] == TAPS_PATH:
+            await self.lane(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 Waiting = deque[tuple[bytes, asyncio.Future[BatchAnswer | EnvelopeError]]]

@@ -108,8 +108,8 @@ _ADD_ALARM = insert(_alarms)
 
 def find_streams(connection: Connection, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], Stream]:
     """The streams of some (device, epoch) pairs that are known. Whoever writes them holds their devices' locks."""
-    rows = connection.execute(_FIND_STREAMS, _keyed(keys))
-    return {(row.device_id, row.epoch): Stream(*row) for row in rows}
+    rows = connection.execute(_FIND_STREAMS, _keyed(keys)).all()
+    return {(device_id, epoch): Stream(device_id, epoch, through, head) for device_id, epoch, through, head in rows}
 
 
 def _keyed(keys: Collection[tuple[str, ...]]) -> dict[str, object]:

@@ -127,8 +127,8 @@ def find_devices(connection: Connection, device_ids: Collection[str]) -> dict[st
 
 def lock_devices(connection: Connection, device_ids: Collection[str]) -> dict[str, Device]:
     """The devices that are known, by id, locked in the order of their ids: what a device sends is taken one after the other."""
-    rows = connection.execute(_LOCK_DEVICES, {"ids": sorted(device_ids)})
-    return {row.device_id: Device(*row) for row in rows}
+    rows = connection.execute(_LOCK_DEVICES, {"ids": sorted(device_ids)}).all()
+    return {row[0]: Device(*row) for row in rows}
 
 
 def revoke_device(connection: Connection, device_id: str, at: int) -> None:

@@ -217,7 +217,7 @@ def add_travellers(connection: Connection, travellers: Iterable[Traveller]) -> N
 
 def find_tokens(connection: Connection, token_ids: Collection[str]) -> dict[str, Token]:
     """The tokens that are known."""
-    return _tokens_of(connection.execute(_FIND_TOKENS, {"ids": list(token_ids)}))
+    return _tokens_of(connection.execute(_FIND_TOKENS, {"ids": list(token_ids)}).all())
 
 
 def all_tokens(connection: Connection) -> Iterable[Token]:
@@ -232,13 +232,13 @@ def tokens_of_traveller(connection: Connection, traveller_id: str) -> list[Token
     return list(_tokens_of(connection.execute(_TOKENS.where(mine))).values())
 
 
-def _tokens_of(rows: Iterable[Row[Any]]) -> dict[str, Token]:
+def _tokens_of(rows: Iterable[Sequence[Any]]) -> dict[str, Token]:
     found: dict[str, Token] = {}
-    for row in rows:
-        token = found.get(row.token_id) or Token(row.token_id, row.traveller_id, row.account_id, row.blocked_at)
-        if row.valid_from is not None:
-            token = replace(token, links=(*token.links, (row.valid_from, row.later_traveller_id)))
-        found[row.token_id] = token
+    for token_id, traveller_id, account_id, blocked_at, valid_from, later_traveller_id in rows:
+        token = found.get(token_id) or Token(token_id, traveller_id, account_id, blocked_at)
+        if valid_from is not None:
+            token = replace(token, links=(*token.links, (valid_from, later_traveller_id)))
+        found[token_id] = token
     return found
 
 
@@ -478,8 +478,8 @@ def all_travellers(connection: Connection) -> Iterable[Traveller]:
 
 def find_accounts(connection: Connection, account_ids: Collection[str]) -> dict[str, Account]:
     """Some accounts."""
-    rows = connection.execute(_FIND_ACCOUNTS, {"ids": sorted(account_ids)})
-    return {row.account_id: Account(*row) for row in rows}
+    rows = connection.execute(_FIND_ACCOUNTS, {"ids": sorted(account_ids)}).all()
+    return {row[0]: Account(*row) for row in rows}
 
 
 def find_account_by_card(connection: Connection, card_number_hash: str) -> Account | None:
