@@ -1,17 +1,27 @@
 """The audit of a store: hand the recorded facts to the auditor, and compare with what is booked, leg by leg.
 
-Taps are read from the messages as received; what the terminal and the service decided about each is part of what was
-recorded. Entitlements and purchases are recorded facts of the traveller."""
+Taps are read from the messages as received (`recorded`); entitlements and purchases are recorded facts of the traveller. All is
+read in one transaction, so that it belongs together while taps go on being taken; travellers are audited one by one, and those
+of a large store in several processes."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
+from functools import cached_property
+from heapq import merge
+from itertools import groupby, islice
+from multiprocessing import get_context
+from operator import itemgetter
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 from sqlalchemy import Connection
 
 from clearing import store
@@ -24,19 +34,22 @@ from clearing.auditor import (
     RecordedTap,
     audit_traveller,
 )
-from clearing.auditor_shares import Released, share
-from clearing.store import BookedLeg
-from fare_engine import answers
+from clearing.auditor_shares import Released, SharedRides, Sharing
+from clearing.recorded import Recorded, unpacked
+from clearing.store import BookedSum
 from fare_engine.booking import Entitlement
 from fare_engine.errors import CloseError
 from fare_engine.facts import Completion, Purchase
-from fare_engine.store import receipts, registry, travellers
-from fare_engine.store.receipts import StoredBatch
-from fare_engine.tap_format import Decision, Outcome, TapEvent, TapFormatError, TapKind, reopen_message
+from fare_engine.store import travellers
+from fare_engine.store.travellers import Traveller
 from fare_engine.tariff.compile import CompiledTariff
-from fare_engine.tokens import stored_token
 
-ACTIONS = {TapKind.ENTRY: "entry", TapKind.EXIT: "exit", TapKind.BOARD: "board"}
+TOGETHER = 500
+"""So many travellers are audited at once."""
+AHEAD = 4
+"""So many times as many wait for each process."""
+LARGE = 50_000
+"""From so many taps on, processes share the work."""
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -72,12 +85,38 @@ class ShareDifference(msgspec.Struct, frozen=True):
 
 
 class Audited(msgspec.Struct):
-    """Every ride as the auditor prices it, by traveller, and what differs from the books."""
+    """What was found of some travellers."""
 
-    taps: int
-    travellers: int
-    rides: dict[str, list[AuditedLeg]]
-    differences: list[Difference]
+    travellers: int = 0
+    legs: int = 0
+    charged: int = 0
+    differences: list[Difference] = []
+    shared: list[SharedRides] = []
+    unshared: str = ""
+    """Why their rides could not be shared out."""
+
+
+class Told(msgspec.Struct, array_like=True):
+    """All that the auditor is told of one traveller: what was recorded, and what is booked."""
+
+    traveller_id: str
+    as_of: int = 0
+    """When the service priced his rides last, or when the audit is, if that is later."""
+    facts: list[bytes] = []
+    """Packed (`recorded`)."""
+    purchases: list[Purchase] = []
+    completions: list[Completion] = []
+    entitlements: list[Entitlement] = []
+    booked: list[BookedSum] = []
+
+
+class Rules(NamedTuple):
+    """What an audit goes by: a tariff's folder with the versions adopted, and up to which date it shares rides out."""
+
+    folder: Path
+    adopt: tuple[str, ...]
+    default_category: str
+    shared_through: str | None
 
 
 def audit_store(
@@ -90,83 +129,173 @@ def audit_store(
     date: str | None = None,
 ) -> AuditReport:
     """Price every recorded fact from scratch and compare with the books; with a closed `date`, also who was given what up to
-    it, by the agreements. Nothing is written."""
-    audited = _price(connection, AuditTariff.load(folder, adopt), tariff, server_key, as_of)
-    legs = [leg for found in audited.rides.values() for leg in found]
-    charged = sum(leg.charge or 0 for leg in legs)
+    it, by the agreements. Nothing is written. CloseError if a process of the audit dies."""
+    notes = []
+    if date is not None and store.is_moved_since(connection, date):
+        notes.append(f"shares: rides up to {date} moved since its close; they are audited with the close that says so")
+        date = None
+    rules = Rules(folder, adopt, tariff.default_category, date)
+    recorded = Recorded(connection, tariff.default_category, server_key)
+    told = _told(connection, recorded, as_of)
+    auditor = Auditor(rules)
+    every = Audited()
+    for some in in_processes(rules, told) if recorded.taps >= LARGE else map(auditor.audit, _parts(told)):
+        every.travellers += some.travellers
+        every.legs += some.legs
+        every.charged += some.charged
+        every.differences += some.differences
+        every.shared += some.shared
+        every.unshared = every.unshared or some.unshared
     shared: list[ShareDifference] = []
-    notes: list[str] = []
     if date is not None:
-        shared, notes = _share_differences(connection, folder, adopt, audited.rides, date)
-    report = (audited.taps, audited.travellers, len(legs), charged, tuple(audited.differences))
-    return AuditReport(*report, tuple(shared), tuple(notes))
+        try:
+            shared = _share_differences(connection, auditor, every, date)
+        except CloseError as error:
+            notes.append(f"shares: {error}")
+    found = (recorded.taps, every.travellers, every.legs, every.charged, tuple(every.differences))
+    return AuditReport(*found, tuple(shared), tuple(notes))
 
 
-def _share_differences(
-    connection: Connection, folder: Path, adopt: tuple[str, ...], rides: dict[str, list[AuditedLeg]], date: str
-) -> tuple[list[ShareDifference], list[str]]:
+def _share_differences(connection: Connection, auditor: Auditor, every: Audited, date: str) -> list[ShareDifference]:
     """Where more than rounding lies between what was published up to a date and what the auditor gives everybody."""
-    if store.is_moved_since(connection, date):
-        return [], [f"shares: rides up to {date} moved since its close; they are audited with the close that says so"]
-    city = folder if (folder / "clearing.toml").exists() else folder.parent
+    if every.unshared:
+        raise CloseError(every.unshared)
     released = [Released(product_id=name, service_date=on, amount=amount) for name, on, amount in store.released(connection)]
-    networks = AuditTariff.load(folder, adopt).cap_networks()
-    try:
-        sums = share(city / "clearing.toml", rides, released, networks, date)
-    except CloseError as error:
-        return [], [f"shares: {error}"]
+    sums = auditor.sharing.totals(every.shared, released)
     published, pools = store.given_through(connection, date)
     differences = []
     for party in sorted(sums.keys() | published.keys()):
         audited = sums.get(party, Fraction(0))
         if abs(audited - published.get(party, 0)) >= max(1, pools.get(party, 0)):
             differences.append(ShareDifference(party, round(audited), published.get(party, 0)))
-    return differences, []
+    return differences
 
 
-def _price(connection: Connection, audit_tariff: AuditTariff, tariff: CompiledTariff, server_key: bytes, as_of: int) -> Audited:
-    """Every traveller's rides, each as of when the service priced them last, and at least as of `as_of`."""
-    recorded, taps = _recorded_taps(connection, tariff, server_key)
-    categories: dict[str, list[Entitlement]] = {}
-    priced_to: dict[str, int] = {}
-    corrections = registry.all_corrections(connection)
-    for traveller in travellers.all_travellers(connection):
-        name = traveller.traveller_id
-        categories[name] = traveller.record.entitlements
-        priced_to[name] = max(as_of, traveller.record.as_of)
-        recorded[name] = [_corrected(fact, corrections) for fact in recorded[name]]
-        for fact in traveller.record.facts:
-            if isinstance(fact, Purchase):
-                recorded[name].append(_purchase(fact))
-        completions = [fact for fact in traveller.record.facts if isinstance(fact, Completion)]
-        recorded[name] += _exits(recorded[name], completions)
-        if not recorded[name]:
-            del recorded[name]
-    booked = store.booked_legs(connection)
-    found = Audited(taps, len(recorded), {}, [])
-    differences = found.differences
-    for traveller_id in sorted(recorded):
-        facts = [_in_category(fact, categories.get(traveller_id, []), tariff) for fact in recorded[traveller_id]]
-        audit = audit_traveller(audit_tariff, facts, priced_to.get(traveller_id, as_of))
-        own = booked.pop(traveller_id, {})
-        found.rides[traveller_id] = list(audit.legs.values())
-        for leg_id, leg in audit.legs.items():
-            differences += _compare(traveller_id, leg, own.pop(leg_id, None))
-        differences += _unaudited(traveller_id, own)
-    for traveller_id, own in booked.items():
-        differences += _unaudited(traveller_id, own)
-    return found
+# ---- what the auditor is told
 
 
-def _corrected(fact: RecordedFact, corrections: list[registry.Correction]) -> RecordedFact:
-    """A tap at the time at which it happened, by the last correction of its device's clock that names its time."""
-    if not isinstance(fact, RecordedTap):
-        return fact
-    mine = [c for c in corrections if c.device_id == fact.device_id and c.begins <= fact.at_ms and fact.at_ms < c.ends]
-    return replace(fact, at_ms=fact.at_ms + mine[-1].shift_ms) if mine else fact
+def _told(connection: Connection, recorded: Recorded, as_of: int) -> Iterator[Told]:
+    """Everybody of whom something was recorded or is booked, by id."""
+    streams: tuple[Iterable[tuple[str, Any]], ...] = (
+        ((name, recorded.facts[name]) for name in sorted(recorded.facts)),
+        ((traveller.traveller_id, traveller) for traveller in travellers.all_travellers(connection)),
+        store.booked_sums(connection),
+    )
+    for name, found in groupby(merge(*streams, key=itemgetter(0)), itemgetter(0)):
+        told = Told(name, as_of)
+        for _, part in found:
+            if isinstance(part, Traveller):
+                _tell(told, part)
+            elif isinstance(part[0], bytes):
+                told.facts = part
+            else:
+                told.booked = part
+        if told.facts or told.purchases or told.booked:
+            yield told
 
 
-def _exits(recorded: list[RecordedFact], completions: list[Completion]) -> list[RecordedTap]:
+def _tell(told: Told, traveller: Traveller) -> None:
+    """What a traveller's record has beside taps."""
+    record = traveller.record
+    told.as_of = max(told.as_of, record.as_of)
+    told.entitlements = record.entitlements
+    told.purchases = [fact for fact in record.facts if isinstance(fact, Purchase)]
+    told.completions = [fact for fact in record.facts if isinstance(fact, Completion)]
+
+
+def _parts(told: Iterable[Told]) -> Iterator[list[Told]]:
+    every = iter(told)
+    return iter(lambda: list(islice(every, TOGETHER)), [])
+
+
+# ---- the processes of a large audit
+
+
+def in_processes(rules: Rules, told: Iterable[Told]) -> Iterator[Audited]:
+    """The same as `Auditor.audit` of each part. New processes, not forks: they must not share an open database."""
+    count = os.cpu_count() or 1
+    with ProcessPoolExecutor(count, get_context("spawn"), _begin, (rules,)) as pool:
+        waiting: deque[Future[Audited]] = deque()
+        try:
+            for part in _parts(told):
+                waiting.append(pool.submit(_audit, msgspec.msgpack.encode(part)))
+                if len(waiting) >= AHEAD * count:
+                    yield waiting.popleft().result()
+            for future in waiting:
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise CloseError("a process of the audit ended before it was done") from error
+
+
+_auditors: list[Auditor] = []
+"""A process's own one."""
+
+
+def _begin(rules: Rules) -> None:
+    _auditors[:] = [Auditor(rules)]
+
+
+def _audit(part: bytes) -> Audited:
+    return _auditors[0].audit(msgspec.msgpack.decode(part, type=list[Told]))
+
+
+# ---- one traveller after the other
+
+
+class Auditor:
+    """Audits travellers by a tariff and, up to a date, by agreements."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._tariff = AuditTariff.load(rules.folder, rules.adopt)
+
+    @cached_property
+    def sharing(self) -> Sharing:
+        """Who is given what, by the city's agreements."""
+        folder = self._rules.folder
+        city = folder if (folder / "clearing.toml").exists() else folder.parent
+        return Sharing(city / "clearing.toml", self._tariff.cap_networks(), self._rules.shared_through or "")
+
+    def audit(self, part: Sequence[Told]) -> Audited:
+        """What is found of some travellers."""
+        found = Audited()
+        rides = []
+        for told in part:
+            legs = self._legs(told)
+            found.travellers += legs is not None
+            found.legs += len(legs or ())
+            found.charged += sum(leg.charge or 0 for leg in legs or ())
+            found.differences += _compare(told, legs or [])
+            rides.append(legs or [])
+        if self._rules.shared_through is not None:
+            try:
+                found.shared.append(self.sharing.rides(rides))
+            except CloseError as error:
+                found.unshared = str(error)
+        return found
+
+    def _legs(self, told: Told) -> list[AuditedLeg] | None:
+        """A traveller's rides; None where nothing was recorded of him."""
+        facts: list[RecordedFact] = unpacked(told.facts)
+        facts += map(_purchase, told.purchases)
+        facts += _exits(facts, told.completions)
+        if not facts:
+            return None
+        in_category = [self._in_category(fact, told.entitlements) for fact in facts]
+        return list(audit_traveller(self._tariff, in_category, told.as_of).legs.values())
+
+    def _in_category(self, fact: RecordedFact, entitlements: Sequence[Entitlement]) -> RecordedFact:
+        """With the rider category of the latest entitlement that held then."""
+        if isinstance(fact, RecordedCancellation):
+            return fact
+        held = [e for e in entitlements if e.valid_from <= fact.at_ms and (e.valid_to is None or fact.at_ms < e.valid_to)]
+        if not held:
+            return fact
+        category = max(held, key=lambda entitlement: entitlement.valid_from).category
+        return replace(fact, rider_category=category)
+
+
+def _exits(recorded: Sequence[RecordedFact], completions: Iterable[Completion]) -> list[RecordedTap]:
     """The exits that are taken to have happened: of an entry after which the same token was not tapped at an exit within a
     day. A rider's claim counts before the next tap, and that before habit."""
     cancelled = {fact.tap_id for fact in recorded if isinstance(fact, RecordedCancellation)}
@@ -204,104 +333,40 @@ def _place(tap: RecordedTap) -> tuple[int, str, str, int]:
     return (tap.at_ms, tap.device_id, tap.epoch, tap.sequence)
 
 
-def _compare(traveller_id: str, leg: AuditedLeg, booked: BookedLeg | None) -> Iterator[Difference]:
+def _compare(told: Told, legs: Iterable[AuditedLeg]) -> Iterator[Difference]:
+    """Each ride against what is booked of it; then what is booked without a ride."""
+    booked: dict[str, list[BookedSum]] = {}
+    for some in told.booked:
+        booked.setdefault(some.leg_id, []).append(some)
+    for leg in legs:
+        yield from _compare_leg(told.traveller_id, leg, booked.pop(leg.leg_id, []))
+    for leg_id, unaudited in booked.items():
+        sums = _sums(unaudited)
+        if any(sums.values()):
+            yield Difference(told.traveller_id, leg_id, "leg", None, sums)
+
+
+def _compare_leg(traveller_id: str, leg: AuditedLeg, booked: Sequence[BookedSum]) -> Iterator[Difference]:
     """A leg's rider's charge, what each bearer pays and who is owed, against its booked lines."""
     expected = {"rider": leg.charge or 0, "held": leg.held, **leg.funded}
-    found = booked.sums if booked else {}
+    found = _sums(booked)
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name, 0) != found.get(name, 0):
             yield Difference(traveller_id, leg.leg_id, name, expected.get(name, 0), found.get(name, 0))
-    if booked and booked.operators - {leg.operator_id}:
-        yield Difference(traveller_id, leg.leg_id, "operator", leg.operator_id, sorted(map(str, booked.operators)))
+    operators = {some.operator_id for some in booked if some.standing}
+    if operators - {leg.operator_id}:
+        yield Difference(traveller_id, leg.leg_id, "operator", leg.operator_id, sorted(map(str, operators)))
 
 
-def _unaudited(traveller_id: str, legs: dict[str, BookedLeg]) -> list[Difference]:
-    """Legs in the books for which there is no ride."""
-    return [Difference(traveller_id, leg_id, "leg", None, leg.sums) for leg_id, leg in legs.items() if any(leg.sums.values())]
-
-
-def _recorded_taps(
-    connection: Connection, tariff: CompiledTariff, server_key: bytes
-) -> tuple[dict[str, list[RecordedFact]], int]:
-    """Each traveller's taps that act, from the stored messages, and how many taps there are in all."""
-    devices = {device.device_id: device.operator_id for device in registry.list_devices(connection)}
-    vehicles = registry.list_vehicles(connection)
-    tokens = {token.token_id: token for token in travellers.all_tokens(connection)}
-    recorded: dict[str, list[RecordedFact]] = defaultdict(list)
-    owner_of_tap: dict[str, str] = {}
-    refused: dict[str, RecordedTap] = {}
-    outcomes: list[TapEvent] = []
-    released = receipts.list_released(connection)
-    count = 0
-    for event, decided in _events(receipts.all_batches(connection)):
-        count += 1
-        if event is None or (decided.result == "QUARANTINED" and event.tap_id not in released):
-            continue
-        if event.kind is TapKind.OUTCOME:
-            outcomes.append(event)
-        elif event.kind in ACTIONS and event.token is not None:
-            token_id = stored_token(server_key, event.token)
-            tap = _tap(event, token_id, _operator(event, devices, vehicles), tariff)
-            owner_of_tap[tap.fact_id] = owner = tokens[token_id].traveller_at(tap.at_ms)
-            if decided.decision == "refused" or event.decision is Decision.REFUSED_ALONE:
-                refused[tap.fact_id] = tap
-            else:
-                recorded[owner].append(tap)
-    for event in outcomes:
-        _add_outcome(event, recorded, owner_of_tap, refused)
-    return recorded, count
-
-
-def _events(batches: Iterable[StoredBatch]) -> Iterator[tuple[TapEvent | None, answers.TapAnswer]]:
-    for stored in batches:
-        message = reopen_message(stored.message)
-        decided = {answer.sequence: answer for answer in answers.decode_stored(stored.answers)}
-        for sequence in range(stored.first_sequence, stored.last_sequence + 1):
-            try:
-                yield message.decode(sequence), decided[sequence]
-            except TapFormatError:
-                yield None, decided[sequence]
-
-
-def _add_outcome(
-    event: TapEvent, recorded: dict[str, list[RecordedFact]], owners: dict[str, str], refused: dict[str, RecordedTap]
-) -> None:
-    spoken_of = event.spoken_of_id
-    if spoken_of is None or spoken_of not in owners:
-        return
-    traveller_id = owners[spoken_of]
-    if event.outcome is Outcome.TIMED_OUT and event.decision is Decision.ADMITTED_ALONE:
-        if spoken_of in refused:
-            recorded[traveller_id].append(refused.pop(spoken_of))
-        return
-    recorded[traveller_id].append(
-        RecordedCancellation(
-            fact_id=event.tap_id,
-            at_ms=event.event_time_ms,
-            device_id=event.device_id,
-            epoch=event.epoch.hex(),
-            sequence=event.sequence,
-            tap_id=spoken_of,
-        )
-    )
-
-
-def _tap(event: TapEvent, token_id: str, operator_id: str, tariff: CompiledTariff) -> RecordedTap:
-    return RecordedTap(
-        fact_id=event.tap_id,
-        at_ms=event.event_time_ms,
-        device_id=event.device_id,
-        epoch=event.epoch.hex(),
-        sequence=event.sequence,
-        action=ACTIONS[event.kind],  # type: ignore[arg-type]  # one of the three
-        token_id=token_id,
-        media=event.medium or "",
-        rider_category=tariff.default_category,
-        stop_id=event.stop_id,
-        route_id=event.route_id,
-        operator_id=operator_id,
-        persons=event.persons,
-    )
+def _sums(booked: Iterable[BookedSum]) -> dict[str, int]:
+    """What the rider is charged, what is `held`, and what each bearer pays."""
+    sums: dict[str, int] = {}
+    for some in booked:
+        whose = "held" if some.kind == "hold" else "rider"
+        sums[whose] = sums.get(whose, 0) + some.amount
+        if some.funded:
+            sums[some.bearer] = sums.get(some.bearer, 0) + some.funded
+    return sums
 
 
 def _purchase(fact: Purchase) -> RecordedPurchase:
@@ -316,18 +381,3 @@ def _purchase(fact: Purchase) -> RecordedPurchase:
         rider_category=fact.rider_category,
         product_id=fact.product_id,
     )
-
-
-def _operator(event: TapEvent, devices: dict[str, str], vehicles: dict[str, list[tuple[int, str]]]) -> str:
-    ran = [operator for since, operator in vehicles.get(event.vehicle_id or "", ()) if since <= event.event_time_ms]
-    return ran[-1] if ran else devices[event.device_id]
-
-
-def _in_category(fact: RecordedFact, entitlements: list[Entitlement], tariff: CompiledTariff) -> RecordedFact:
-    if isinstance(fact, RecordedCancellation):
-        return fact
-    held = [e for e in entitlements if e.valid_from <= fact.at_ms and (e.valid_to is None or fact.at_ms < e.valid_to)]
-    if not held:
-        return fact
-    category = max(held, key=lambda entitlement: entitlement.valid_from).category
-    return replace(fact, rider_category=category)

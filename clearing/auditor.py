@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from zoneinfo import ZoneInfo
 
+import msgspec
+
 from fare_engine.errors import Fault, TariffError
 
 # -------------------------------------------------------------------------------- what goes in and out
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedTap:
+class RecordedTap(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="tap", gc=False):
     fact_id: str
     at_ms: int
     device_id: str
@@ -44,8 +45,7 @@ class RecordedTap:
     persons: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedPurchase:
+class RecordedPurchase(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="purchase", gc=False):
     fact_id: str
     at_ms: int
     device_id: str
@@ -57,8 +57,7 @@ class RecordedPurchase:
     product_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedCancellation:
+class RecordedCancellation(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="cancellation", gc=False):
     fact_id: str
     at_ms: int
     device_id: str
@@ -77,8 +76,7 @@ Status: TypeAlias = Literal[
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditedLeg:
+class AuditedLeg(msgspec.Struct, frozen=True, kw_only=True):
     """What one ride should have cost its rider, and what others should have paid towards it."""
 
     leg_id: str
@@ -111,16 +109,14 @@ class AuditedLeg:
     """The ride that began its journey: its own id where it follows none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditedSale:
+class AuditedSale(msgspec.Struct, frozen=True, kw_only=True):
     sale_id: str
     service_date: str
     product_id: str
     charge: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Audit:
+class Audit(msgspec.Struct, frozen=True, kw_only=True):
     legs: Mapping[str, AuditedLeg]
     sales: Mapping[str, AuditedSale]
     ignored: frozenset[str]

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import tomllib
 from calendar import monthrange
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import date, timedelta
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import msgspec
+
 from clearing.auditor import AuditedLeg
 from fare_engine.errors import CloseError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Released:
+class Released(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a pass or book that is given to those whose rides it paid: for a service date."""
 
     product_id: str
@@ -31,31 +31,46 @@ class Released:
     amount: int
 
 
-def share(
-    path: Path,
-    rides: Mapping[str, Iterable[AuditedLeg]],
-    released: Iterable[Released],
-    cap_networks: Mapping[str, frozenset[str]],
-    through: str,
-) -> dict[str, Fraction]:
-    """What everybody should have been given for the service dates up to `through`: `rides` by traveller. `cap_networks` are the
-    networks whose rides each cap counts; none: all. CloseError for money that no row covers, and for a ride that is weighed by
-    a distance which nobody knows."""
-    agreed = _Agreed(tomllib.loads(path.read_text(encoding="utf-8-sig")))
-    sums = _Sums()
-    used: _Used = defaultdict(lambda: defaultdict(int))
-    for legs in rides.values():
-        ridden = [leg for leg in legs if leg.service_date <= through and _is_priced(leg)]
-        near = _Near(ridden, through)
-        for leg in ridden:
-            _share_leg(sums, agreed, leg, near, cap_networks)
-            if leg.product is not None and leg.operator_id is not None:
-                used["boardings", leg.product, leg.service_date][leg.operator_id] += 1
-                used["standalone_fares", leg.product, leg.service_date][leg.operator_id] += leg.fare
-    for part in released:
-        if part.service_date <= through:
-            _share_product(sums, agreed, part, used, through)
-    return sums.totals()
+class Sharing:
+    """Shares rides out by a `clearing.toml`, for the service dates up to one. `cap_networks` are the networks whose rides each
+    cap counts; none: all."""
+
+    def __init__(self, path: Path, cap_networks: Mapping[str, frozenset[str]], through: str) -> None:
+        self._agreed = _Agreed(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+        self._cap_networks = cap_networks
+        self._through = through
+
+    def rides(self, travellers: Iterable[Iterable[AuditedLeg]]) -> SharedRides:
+        """What some travellers' rides give: each one's rides together, for agreements may look at them so. CloseError for money
+        that no row covers, and for a ride that is weighed by a distance which nobody knows."""
+        sums, used = _Sums(), _Used()
+        for legs in travellers:
+            ridden = [leg for leg in legs if leg.service_date <= self._through and _is_priced(leg)]
+            near = _Near(ridden, self._through)
+            for leg in ridden:
+                _share_leg(sums, self._agreed, leg, near, self._cap_networks)
+                if leg.product is not None and leg.operator_id is not None:
+                    used.add("boardings", leg, 1)
+                    used.add("standalone_fares", leg, leg.fare)
+        return SharedRides(sums, used)
+
+    def totals(self, shared: Iterable[SharedRides], released: Iterable[Released]) -> dict[str, Fraction]:
+        """What everybody should have been given, of all rides and of what products released. CloseError as above."""
+        sums, used = _Sums(), _Used()
+        for some in shared:
+            sums.add(some.sums)
+            used.add_all(some.used)
+        for part in released:
+            if part.service_date <= self._through:
+                _share_product(sums, self._agreed, part, used, self._through)
+        return sums.totals()
+
+
+class SharedRides(NamedTuple):
+    """What some rides give everybody, and which products paid them."""
+
+    sums: _Sums
+    used: _Used
 
 
 def _is_priced(leg: AuditedLeg) -> bool:
@@ -232,8 +247,26 @@ def _positive(weights: Mapping[str, int], row: _Row) -> Mapping[str, int]:
 
 # ---- passes and books
 
-_Used: TypeAlias = defaultdict[tuple[str, str, str], dict[str, int]]
-"""(what is weighed, product, service date) → of the rides that it paid, each operator's weight."""
+
+class _Used:
+    """Of the rides that products paid, each operator's weight."""
+
+    def __init__(self) -> None:
+        self._weights: defaultdict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
+
+    def add(self, weighed_by: str, leg: AuditedLeg, weight: int) -> None:
+        """One ride, by one way of weighing."""
+        key = (weighed_by, leg.product or "", leg.service_date)
+        self._weights[key][leg.operator_id or ""] += weight
+
+    def add_all(self, other: _Used) -> None:
+        """Other travellers' rides, too."""
+        for key, weights in other._weights.items():
+            self._weights[key].update(weights)
+
+    def of(self, weighed_by: str, product_id: str, on: str) -> Mapping[str, int]:
+        """Operator → weight of the rides that a product paid on a day."""
+        return self._weights.get((weighed_by, product_id, on), {})
 
 
 def _share_product(sums: _Sums, agreed: _Agreed, part: Released, used: _Used, through: str) -> None:
@@ -247,7 +280,7 @@ def _share_product(sums: _Sums, agreed: _Agreed, part: Released, used: _Used, th
         return
     weights: dict[str, int] = defaultdict(int)
     for on in _days_together(row.get("scope", "service_day"), part.service_date, through):
-        for operator, weight in used[row.get("weigh_by", "standalone_fares"), part.product_id, on].items():
+        for operator, weight in used.of(row.get("weigh_by", "standalone_fares"), part.product_id, on).items():
             weights[operator] += weight
     sums.give(part.amount, _positive(weights, row))
 
@@ -259,7 +292,7 @@ class _Sums:
     """Each party's sum, kept by denominators: thousands of different ones are added at the end only."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        self._sums: defaultdict[str, Counter[int]] = defaultdict(Counter)
 
     def give(self, amount: int, weights: Mapping[str, int]) -> None:
         """Give an amount to some parties by their weights."""
@@ -271,6 +304,11 @@ class _Sums:
         """Pay a ride's operator an amount for each person."""
         self.give(amount * leg.persons, {leg.operator_id or "": 1})
         self.give(-amount * leg.persons, {payer: 1})
+
+    def add(self, other: _Sums) -> None:
+        """What was given of other rides, too."""
+        for party, parts in other._sums.items():
+            self._sums[party].update(parts)
 
     def totals(self) -> dict[str, Fraction]:
         """The sums as fractions."""

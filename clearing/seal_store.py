@@ -8,12 +8,13 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
-from sqlalchemy import Column, ColumnElement, Connection, Select, Table, collate, func, select
+from sqlalchemy import Column, ColumnElement, Connection, Select, Table, func, select
 
 from clearing.columns import Reader
 from clearing.store import OF_THE_CLOSE, STREAM, rows_of
 from fare_engine.ledger import Code
 from fare_engine.row_hash import row_hash
+from fare_engine.store.database import bytewise
 from fare_engine.store.hashes import HASHERS, batch_hash
 from fare_engine.store.receipts import opened_message
 from fare_engine.store.schema import batches, closes, legs, lines, postings, quarantine
@@ -47,7 +48,7 @@ def _received(accounting_date: str) -> tuple[ColumnElement[bool], ColumnElement[
 
 
 def _batch_order(connection: Connection) -> tuple[ColumnElement[Any], ...]:
-    return (_bytewise(connection, batches.c.device_id), batches.c.epoch, batches.c.first_sequence)
+    return (bytewise(connection, batches.c.device_id), batches.c.epoch, batches.c.first_sequence)
 
 
 class Sealed(msgspec.Struct, frozen=True):
@@ -80,7 +81,7 @@ def _postings(accounting_date: str, which: ColumnElement[bool]) -> Sealed:
 
 def sealed_quarantine(connection: Connection, accounting_date: str) -> Sealed:
     """What was set aside under the date, by device, epoch and sequence."""
-    order = (_bytewise(connection, quarantine.c.device_id), quarantine.c.epoch, quarantine.c.sequence)
+    order = (bytewise(connection, quarantine.c.device_id), quarantine.c.epoch, quarantine.c.sequence)
     return Sealed(quarantine, (quarantine.c.accounting_date == accounting_date,), order)
 
 
@@ -156,11 +157,6 @@ def written_batch_hashes(connection: Connection, accounting_date: str) -> Iterat
     """The same of the messages of `sealed_batches`, in the same order; None where a message has none yet."""
     statement = select(batches.c.row_hash).where(*_received(accounting_date)).order_by(*_batch_order(connection))
     yield from connection.execute(statement, execution_options=STREAM).scalars()
-
-
-def _bytewise(connection: Connection, column: Column[Any]) -> ColumnElement[Any]:
-    """A text column in the order of its bytes, which is SQLite's own; PostgreSQL's depends on the country it was made in."""
-    return collate(column, "C") if connection.dialect.name == "postgresql" else column
 
 
 def rows_sealed_before(connection: Connection, accounting_date: str) -> Iterable[bytes]:

@@ -4,6 +4,8 @@ adds its settlement transactions through `fare_engine.store.books`."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -19,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     case,
+    cast,
     func,
     select,
 )
@@ -28,6 +31,7 @@ from clearing.payments import Payment
 from clearing.pools import PoolState
 from fare_engine.ledger import Code
 from fare_engine.money import PARTS
+from fare_engine.store.database import bytewise
 from fare_engine.store.schema import batches, closes, devices, lines, metadata, postings, quarantine
 
 pool_shares = Table(  # what each party has had of a pool up to an accounting date: exact, and published
@@ -317,11 +321,16 @@ def balances_before(connection: Connection, accounting_date: str) -> dict[str, i
     return list_balances(connection, before) if before is not None else {}
 
 
-class BookedLeg(msgspec.Struct):
-    """What is booked of a leg: the rider's charge, what is `held`, what each bearer pays, and to which operators."""
+class BookedSum(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Of a leg's booked lines, those of one kind, bearer and operator; `standing`: lines booked less lines reversed."""
 
-    sums: dict[str, int] = {}
-    operators: set[str | None] = set()
+    leg_id: str
+    kind: str
+    bearer: str
+    operator_id: str | None
+    amount: int
+    funded: int
+    standing: int
 
 
 def is_moved_since(connection: Connection, accounting_date: str) -> bool:
@@ -352,25 +361,20 @@ def given_through(connection: Connection, accounting_date: str) -> tuple[dict[st
     return {row[0]: int(row[1]) for row in rows}, {row[0]: int(row[2]) for row in rows}
 
 
-def booked_legs(connection: Connection) -> dict[str, dict[str, BookedLeg]]:
-    """traveller → leg → what is booked of it; sales left out."""
-    columns = (lines.c.traveller_id, lines.c.leg_id, lines.c.kind, lines.c.bearer, lines.c.operator_id)
+def booked_sums(connection: Connection) -> Iterator[tuple[str, list[BookedSum]]]:
+    """(traveller, what is booked of his legs), in the order of the travellers; sales left out."""
+    traveller = bytewise(connection, lines.c.traveller_id)
+    columns = (lines.c.leg_id, lines.c.kind, lines.c.bearer, lines.c.operator_id)
     sign = 1 - 2 * (lines.c.generation % 2)
-    rows = connection.execute(
-        select(*columns, func.sum(lines.c.amount), func.sum(lines.c.funded), func.sum(sign))
+    sums = (func.sum(lines.c.amount), func.sum(lines.c.funded), func.sum(sign))
+    statement = (
+        select(lines.c.traveller_id, *columns, *(cast(one, BigInteger) for one in sums))
         .where(lines.c.kind.in_((*CHARGED, "hold")))
-        .group_by(*columns)
+        .group_by(lines.c.traveller_id, *columns)
+        .order_by(traveller)
     )
-    found: dict[str, dict[str, BookedLeg]] = {}
-    for traveller_id, leg_id, kind, bearer, operator_id, amount, funded, standing in rows:
-        leg = found.setdefault(traveller_id, {}).setdefault(leg_id, BookedLeg())
-        whose = "held" if kind == "hold" else "rider"
-        leg.sums[whose] = leg.sums.get(whose, 0) + int(amount)
-        if funded:
-            leg.sums[bearer] = leg.sums.get(bearer, 0) + int(funded)
-        if standing:
-            leg.operators.add(operator_id)
-    return found
+    for traveller_id, rows in groupby(rows_of(connection, statement), itemgetter(0)):
+        yield traveller_id, [BookedSum(*row[1:]) for row in rows]
 
 
 def count_lines(connection: Connection, accounting_date: str) -> int:

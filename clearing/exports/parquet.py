@@ -13,12 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from sqlalchemy import Column, Connection, Select, Table, collate, select
+from sqlalchemy import Column, Connection, Select, Table, select
 
 from clearing.columns import OfConnection, schema_of
 from clearing.exports import rows
 from clearing.exports.pseudonyms import Pseudonyms
 from clearing.store import settlements
+from fare_engine.store.database import bytewise
 from fare_engine.store.schema import legs, lines, postings
 
 GROUP = 100_000
@@ -57,11 +58,8 @@ def write_files(connection: Connection, first: str, last: str, folder: Path, nam
 def _statement(connection: Connection, name: str, first: str, last: str) -> Select[Any]:
     table, order = TABLES[name]
     columns = [column for column in table.c if column.name not in LEFT_OUT]
-    bytewise = [
-        collate(column, "C") if connection.dialect.name == "postgresql" and column.type.python_type is str else column
-        for column in order
-    ]
-    return select(*columns).where(table.c.accounting_date.between(first, last)).order_by(*bytewise)
+    in_order = [bytewise(connection, column) if column.type.python_type is str else column for column in order]
+    return select(*columns).where(table.c.accounting_date.between(first, last)).order_by(*in_order)
 
 
 def _groups(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:

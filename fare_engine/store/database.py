@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import stamina
-from sqlalchemy import Connection, Engine, create_engine, event, inspect
+from sqlalchemy import ColumnElement, Connection, Engine, collate, create_engine, event, inspect
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -185,3 +185,9 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 __all__ = ["Database", "Engine", "after_commit", "cipher_of", "is_away", "is_conflict", "sqlite_url"]
+
+
+def bytewise(connection: Connection, column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A text column in the order of its bytes, in which Python compares, too. It is SQLite's own; PostgreSQL's depends on the
+    country it was made in."""
+    return column if connection.dialect.name == "sqlite" else collate(column, "C")

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from sqlalchemy import Column, ColumnElement, Connection, Row, Table, collate, func, select
+from sqlalchemy import Column, ColumnElement, Connection, Row, Table, func, select
 
 from fare_engine import answers, booking, ledger
 from fare_engine.answers import TapAnswer
@@ -30,6 +30,7 @@ from fare_engine.publications import Publisher, open_publication
 from fare_engine.rides import Ride
 from fare_engine.service_day import to_day
 from fare_engine.store import receipts, registry, schema, travellers
+from fare_engine.store.database import bytewise
 from fare_engine.store.hashes import HASHERS, batch_hash
 from fare_engine.store.receipts import StreamRow
 from fare_engine.store.registry import DeviceKey
@@ -163,8 +164,7 @@ class _Check:
             yield row
 
     def _bytewise(self, column: Column[Any]) -> ColumnElement[Any]:
-        """A text column in the order of its bytes, in which Python compares, too."""
-        return collate(column, "C") if self.connection.dialect.name == "postgresql" else column
+        return bytewise(self.connection, column)
 
     # ---- the file, and each row by its own hash
 
@@ -350,11 +350,21 @@ class _Check:
 
     def _line_order(self) -> tuple[ColumnElement[Any], ...]:
         table = schema.lines
-        return (self._bytewise(table.c.traveller_id), self._bytewise(table.c.line_id), table.c.generation, table.c.row_number)
+        return (
+            self._bytewise(table.c.traveller_id),
+            self._bytewise(table.c.line_id),
+            table.c.generation,
+            table.c.row_number,
+        )
 
     def _leg_order(self) -> tuple[ColumnElement[Any], ...]:
         table = schema.legs
-        return (self._bytewise(table.c.traveller_id), self._bytewise(table.c.leg_id), table.c.generation, table.c.row_number)
+        return (
+            self._bytewise(table.c.traveller_id),
+            self._bytewise(table.c.leg_id),
+            table.c.generation,
+            table.c.row_number,
+        )
 
     def _check_facts(self, traveller_id: str, record: Record) -> None:
         for fact, refused in [*((fact, False) for fact in record.facts), *((fact, True) for fact in record.refused)]:

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 from sqlalchemy import select, text
 
-from clearing import apart, close, commands, seals
+from clearing import apart, audit, close, commands, seals
 from clearing.agreements import Agreement
 from clearing.close import Closed
 from clearing.columns import OfConnection, Reader, alone, table_of
-from clearing.commands import ToCheck, changed_in_process, clear_date, rules_of
+from clearing.commands import ToCheck, audit_date, changed_in_process, clear_date, rules_of
 from clearing.scan import ToScan, scan_in_process
 from clearing.seals import ToBegin
 from fare_engine.commands import Opened, open_store
@@ -84,6 +84,22 @@ def test_a_large_date_is_closed_audited_and_each_change_named(store: Opened, mon
     assert ("closes", DAY) in [(one.table, one.key) for one in found]
 
 
+def test_a_large_store_is_audited_in_processes_and_the_same_is_found(store: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    clear_date(store, DAY)
+    with store.database.write() as connection:
+        connection.execute(text("update lines set amount = amount + 1 where row_number = 9"))
+        connection.execute(text("update lines set traveller_id = 'nobody' where row_number = 12"))
+        connection.execute(text("update settlements set amount = amount + 1000 where party = 'OP-HURC1'"))
+    here = audit_date(store, DAY)
+    monkeypatch.setattr(audit, "LARGE", 1)
+    monkeypatch.setattr(audit, "TOGETHER", 7)
+    assert audit_date(store, DAY) == here
+    assert len({found.leg_id for found in here.differences}) == 2
+    assert "nobody" in {found.traveller_id for found in here.differences}
+    assert [party.party_id for party in here.shared] == ["OP-HURC1"]
+    assert (here.taps, here.legs) > (150, 150)
+
+
 def test_a_transaction_that_stands_twice_and_rows_without_a_hash_are_seen(store: Opened) -> None:
     with store.database.read() as connection:
         before = seals.begin(connection, DAY)
@@ -104,3 +120,8 @@ def test_a_transaction_that_stands_twice_and_rows_without_a_hash_are_seen(store:
 def test_a_process_that_dies_is_an_error_and_nothing_is_closed(store: Opened) -> None:
     with pytest.raises(CloseError, match="scan_in_process ended with 1"):
         apart.begin(scan_in_process, ToScan("sqlite:////nowhere/at/all.db", DAY, []))()
+
+
+def test_a_process_of_an_audit_that_dies_is_an_error() -> None:
+    with pytest.raises(CloseError, match="a process of the audit ended"):
+        list(audit.in_processes(audit.Rules(Path("/nowhere/at/all"), (), "adult", None), [audit.Told("ana")]))

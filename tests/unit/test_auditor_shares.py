@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from clearing.agreements import load_agreements
 from clearing.auditor import AuditedLeg
-from clearing.auditor_shares import Released, share
+from clearing.auditor_shares import Released, Sharing
 from fare_engine.errors import CloseError
 from tests.builders import TOWN
 from tests.shares import REST, Told, Trip, a_subsidy, an_agreement, by_the_auditor, by_the_close, clearing_toml, sums_of
@@ -91,20 +92,21 @@ def test_rides_that_are_none_are_not_weighed_and_not_paid_for(tmp_path: Path) ->
     path = clearing_toml(tmp_path / "clearing.toml", an_agreement("day", day), a_subsidy("amount = 10"), *REST)
 
     def of(leg: AuditedLeg) -> dict[str, int]:
-        found = share(path, {"ana": [RAIL.audited(), leg]}, [], {}, TUESDAY)
+        sharing = Sharing(path, {}, TUESDAY)
+        found = sharing.totals([sharing.rides([[RAIL.audited(), leg]])], [])
         return {party: int(amount) for party, amount in found.items() if amount}
 
     free = replace(BUS, fare=0).audited()
     assert of(free) == {"RAIL": 4510, "BUSCO": 4510, "CITY": -20}
     for leg in (
-        replace(free, status="open"),
-        replace(free, status="cancelled"),
-        replace(free, status="unknown", charge=None),
-        replace(free, operator_id=None),
-        replace(free, service_date="2026-03-04"),
+        structs.replace(free, status="open"),
+        structs.replace(free, status="cancelled"),
+        structs.replace(free, status="unknown", charge=None),
+        structs.replace(free, operator_id=None),
+        structs.replace(free, service_date="2026-03-04"),
     ):
         assert of(leg) == {"RAIL": 9010, "CITY": -10}
-    assert of(replace(free, status="missing_exit")) == {"RAIL": 4510, "BUSCO": 4510, "CITY": -20}
+    assert of(structs.replace(free, status="missing_exit")) == {"RAIL": 4510, "BUSCO": 4510, "CITY": -20}
 
 
 def test_money_that_no_row_covers_is_named_and_a_free_ride_needs_none(tmp_path: Path) -> None:
