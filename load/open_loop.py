@@ -24,6 +24,7 @@ import aiohttp
 import uvloop
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fare_engine.cose import Signature
 from fare_engine.ids import DeviceId, RouteId
 from fare_engine.tap_format import (
     Decision,
@@ -143,12 +144,12 @@ def verifications() -> float:
     """How many Ed25519 signatures this core verifies in a second: the limit of any service that checks one with each tap. The
     best of some rounds."""
     key = Ed25519PrivateKey.generate()
-    signature, public = key.sign(bytes(200)), key.public_key()
+    signature, public = Signature(b"", key.sign(bytes(200)), bytes(200)), key.public_key()
     best = 0.0
     for _ in range(5):
         begun = time.perf_counter()
         for _ in range(500):
-            public.verify(signature, bytes(200))
+            signature.holds(public)
         best = max(best, 500 / (time.perf_counter() - begun))
     return best
 

@@ -26,6 +26,7 @@ from clearing.share_store import DayUse
 from clearing.sharing import product_shares
 from fare_engine import windows
 from fare_engine.booking import Record, book, decode, encode, price
+from fare_engine.cose import Signature
 from fare_engine.facts import Fact, Tap
 from fare_engine.ids import DeviceId, tap_id
 from fare_engine.pricing.fold import fold
@@ -193,9 +194,8 @@ HISTORY = {
 def bench_messages() -> dict[str, object]:
     """Opening a message of one tap and of 200, against one Ed25519 verification."""
     key = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
-    public = key.public_key()
-    signature = key.sign(b"x" * 200)
-    verify = rate(200, lambda: [public.verify(signature, b"x" * 200) for _ in range(200)])
+    public, signature = key.public_key(), Signature(b"", key.sign(b"x" * 200), b"x" * 200)
+    verify = rate(200, lambda: [signature.holds(public) for _ in range(200)])
     found: dict[str, object] = {"ed25519_verify_per_second": verify}
     for size in (1, 200):
         message = _message(key, size)
@@ -211,7 +211,7 @@ def bench_receipt() -> dict[str, object]:
     """Single online taps of a city day, from the signed message to the answer after the commit, by how many are committed
     together: the tap path but for HTTP. The limit is verifying their signatures."""
     key = Ed25519PrivateKey.generate()
-    public, signature = key.public_key(), key.sign(b"x" * 200)
+    public, signature = key.public_key(), Signature(b"", key.sign(b"x" * 200), b"x" * 200)
     found: dict[str, object] = {}
     with TemporaryDirectory() as folder:
         prepared = prepare_day(Path(folder) / "day", BENCH_DAY, 9_000, 7)
@@ -224,7 +224,7 @@ def bench_receipt() -> dict[str, object]:
                 for first in range(0, len(messages), together):
                     prepared.receipt.accept_group(messages[first : first + together], some[first].at)
 
-            verify = rate(500, lambda: [public.verify(signature, b"x" * 200) for _ in range(500)], 2)
+            verify = rate(500, lambda: [signature.holds(public) for _ in range(500)], 2)
             speed = rate(count, receive, 1)
             found[f"{together}_at_once"] = {"taps_per_second": speed, "ratio_to_verify": round(speed / verify, 3)}
         prepared.receipt.database.dispose()
