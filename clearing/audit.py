@@ -39,9 +39,8 @@ from clearing.recorded import Recorded, unpacked
 from clearing.store import BookedSum
 from fare_engine.booking import Entitlement
 from fare_engine.errors import CloseError
-from fare_engine.facts import Completion, Purchase
+from fare_engine.facts import Completion, Fact, Purchase
 from fare_engine.store import travellers
-from fare_engine.store.travellers import Traveller
 from fare_engine.tariff.compile import CompiledTariff
 
 TOGETHER = 500
@@ -101,13 +100,20 @@ class Told(msgspec.Struct, array_like=True):
 
     traveller_id: str
     as_of: int = 0
-    """When the service priced his rides last, or when the audit is, if that is later."""
+    """To when the audit is; his rides to when the service priced them last, if that is later."""
     facts: list[bytes] = []
     """Packed (`recorded`)."""
-    purchases: list[Purchase] = []
-    completions: list[Completion] = []
-    entitlements: list[Entitlement] = []
+    records: list[bytes] = []
+    """As stored; of the last one entitlements hold."""
     booked: list[BookedSum] = []
+
+
+class Noted(msgspec.Struct):
+    """What the auditor reads of a traveller's record (`booking.Record`): facts that are no taps, and who he was."""
+
+    facts: list[Fact] = []
+    entitlements: list[Entitlement] = []
+    as_of: int = 0
 
 
 class Rules(NamedTuple):
@@ -176,31 +182,13 @@ def _share_differences(connection: Connection, auditor: Auditor, every: Audited,
 
 def _told(connection: Connection, recorded: Recorded, as_of: int) -> Iterator[Told]:
     """Everybody of whom something was recorded or is booked, by id."""
-    streams: tuple[Iterable[tuple[str, Any]], ...] = (
-        ((name, recorded.facts[name]) for name in sorted(recorded.facts)),
-        ((traveller.traveller_id, traveller) for traveller in travellers.all_travellers(connection)),
-        store.booked_sums(connection),
+    streams: tuple[Iterable[tuple[str, str, Any]], ...] = (
+        ((name, "facts", recorded.facts[name]) for name in sorted(recorded.facts)),
+        ((name, "records", records) for name, records in travellers.all_records(connection)),
+        ((name, "booked", sums) for name, sums in store.booked_sums(connection)),
     )
     for name, found in groupby(merge(*streams, key=itemgetter(0)), itemgetter(0)):
-        told = Told(name, as_of)
-        for _, part in found:
-            if isinstance(part, Traveller):
-                _tell(told, part)
-            elif isinstance(part[0], bytes):
-                told.facts = part
-            else:
-                told.booked = part
-        if told.facts or told.purchases or told.booked:
-            yield told
-
-
-def _tell(told: Told, traveller: Traveller) -> None:
-    """What a traveller's record has beside taps."""
-    record = traveller.record
-    told.as_of = max(told.as_of, record.as_of)
-    told.entitlements = record.entitlements
-    told.purchases = [fact for fact in record.facts if isinstance(fact, Purchase)]
-    told.completions = [fact for fact in record.facts if isinstance(fact, Completion)]
+        yield Told(name, as_of, **{what: part for _, what, part in found})
 
 
 def _parts(told: Iterable[Told]) -> Iterator[list[Told]]:
@@ -227,6 +215,7 @@ def in_processes(rules: Rules, told: Iterable[Told]) -> Iterator[Audited]:
             raise CloseError("a process of the audit ended before it was done") from error
 
 
+_NOTED = msgspec.msgpack.Decoder(Noted)
 _auditors: list[Auditor] = []
 """A process's own one."""
 
@@ -276,13 +265,15 @@ class Auditor:
 
     def _legs(self, told: Told) -> list[AuditedLeg] | None:
         """A traveller's rides; None where nothing was recorded of him."""
+        noted = [_NOTED.decode(record) for record in told.records] or [Noted()]
+        other = [fact for one in noted for fact in one.facts]
         facts: list[RecordedFact] = unpacked(told.facts)
-        facts += map(_purchase, told.purchases)
-        facts += _exits(facts, told.completions)
+        facts += [_purchase(fact) for fact in other if isinstance(fact, Purchase)]
+        facts += _exits(facts, [fact for fact in other if isinstance(fact, Completion)])
         if not facts:
             return None
-        in_category = [self._in_category(fact, told.entitlements) for fact in facts]
-        return list(audit_traveller(self._tariff, in_category, told.as_of).legs.values())
+        in_category = [self._in_category(fact, noted[-1].entitlements) for fact in facts]
+        return list(audit_traveller(self._tariff, in_category, max(told.as_of, noted[-1].as_of)).legs.values())
 
     def _in_category(self, fact: RecordedFact, entitlements: Sequence[Entitlement]) -> RecordedFact:
         """With the rider category of the latest entitlement that held then."""

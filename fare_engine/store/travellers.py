@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -468,11 +471,22 @@ def _save_windows(connection: Connection, traveller: Traveller) -> None:
 
 
 def all_travellers(connection: Connection) -> Iterable[Traveller]:
-    """Every traveller, in the order of their ids' bytes: for the auditor and the what-if."""
+    """Every traveller, by id."""
     in_order = select(_travellers).order_by(bytewise(connection, _travellers.c.traveller_id))
     rows = connection.execute(in_order, execution_options={"yield_per": 1000})
     for part in rows.partitions():
         yield from _whole(connection, part)
+
+
+def all_records(connection: Connection) -> Iterator[tuple[str, list[bytes]]]:
+    """(traveller, his records as they are stored: the closed windows, oldest first, then the open one), in the order of the
+    travellers' bytes."""
+    streams = []
+    for table, *later in ((_windows, _windows.c.ends), (_travellers,)):
+        stored = select(table.c.traveller_id, table.c.record).order_by(bytewise(connection, table.c.traveller_id), *later)
+        streams.append(connection.execute(stored, execution_options={"yield_per": 1000}))
+    for traveller_id, rows in groupby(merge(*streams, key=itemgetter(0)), itemgetter(0)):
+        yield traveller_id, [record for _, record in rows]
 
 
 def find_accounts(connection: Connection, account_ids: Collection[str]) -> dict[str, Account]:
