@@ -17,10 +17,13 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 import aiohttp
+import httptools
 import uvloop
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -95,49 +98,131 @@ def messages(city: dict[str, Any], count: int, seed: int) -> tuple[list[Device],
     return devices, found
 
 
+class Line(asyncio.Protocol):
+    """A connection that asks one thing at a time. A client with all that a library does beside would take more of its core than
+    the service takes of the other, and would measure itself."""
+
+    def __init__(self, answered: Callable[[Line, str, bytes, float], None]) -> None:
+        self.is_lost = False
+        self._answered = answered
+        self._due: float | None = None
+        self._body = b""
+        self._parser = httptools.HttpResponseParser(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The line stands."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def ask(self, request: bytes, due: float) -> None:
+        """Send a request that should have been sent at an instant."""
+        self._due, self._body = due, b""
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        """Some of an answer."""
+        self._parser.feed_data(data)
+
+    def on_body(self, body: bytes) -> None:
+        """Some of an answer's body."""
+        self._body += body
+
+    def on_message_complete(self) -> None:
+        """A whole answer."""
+        self._say(str(self._parser.get_status_code()))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The service hung up."""
+        self.is_lost = True
+        self._say(type(exc or ConnectionError()).__name__)
+
+    def close(self) -> None:
+        """No more is asked."""
+        self._transport.close()
+
+    def _say(self, status: str) -> None:
+        if self._due is not None:
+            due, self._due = self._due, None
+            self._answered(self, status, self._body, time.perf_counter() - due)
+
+
+class Sender:
+    """Sends requests over as many lines as it takes, and keeps what was answered."""
+
+    def __init__(self, url: str, requests: list[bytes]) -> None:
+        self._address = urlsplit(url)
+        self._requests = requests
+        self._waiting = iter(requests)
+        self._lines: list[Line] = []
+        self._free: list[Line] = []
+        self._done = asyncio.Event()
+        self.latencies: list[float] = []
+        """Seconds from each one's moment."""
+        self.answers: list[tuple[str, bytes]] = []
+
+    async def at_rate(self, rate: float) -> None:
+        """Each at its own moment."""
+        begun = time.perf_counter()
+        for number, request in enumerate(self._requests):
+            due = begun + number / rate
+            wait = due - time.perf_counter()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            line = next(self._standing(), None) or await self._line(self._free.append)
+            line.ask(request, due)
+        await self._end()
+
+    async def at_once(self) -> None:
+        """On some lines, each as soon as the one before it is answered."""
+        for line in [await self._line(self._ask_next) for _ in range(CONNECTIONS)]:
+            self._ask_next(line)
+        await self._end()
+
+    async def _line(self, answered: Callable[[Line], None]) -> Line:
+        def said(line: Line, status: str, body: bytes, latency: float) -> None:
+            self.latencies.append(latency)
+            self.answers.append((status, body))
+            if not line.is_lost:
+                answered(line)
+            if len(self.answers) == len(self._requests) or all(line.is_lost for line in self._lines):
+                self._done.set()
+
+        host, port = self._address.hostname or "127.0.0.1", self._address.port or 80
+        _, line = await asyncio.get_running_loop().create_connection(lambda: Line(said), host, port)
+        self._lines.append(line)
+        return line
+
+    def _standing(self) -> Iterator[Line]:
+        """Free lines that the service did not give up meanwhile."""
+        while self._free:
+            line = self._free.pop()
+            if not line.is_lost:
+                yield line
+
+    def _ask_next(self, line: Line) -> None:
+        request = next(self._waiting, None)
+        if request is not None:
+            line.ask(request, time.perf_counter())
+
+    async def _end(self) -> None:
+        await self._done.wait()
+        for line in self._lines:
+            line.close()
+
+
+def request_of(url: str, message: bytes) -> bytes:
+    """An HTTP request with one message."""
+    head = f"POST /v1/taps HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nContent-Type: application/cose\r\n"
+    return f"{head}Content-Length: {len(message)}\r\n\r\n".encode() + message
+
+
 async def run(url: str, taps: list[tuple[int, bytes]], rate: float) -> tuple[list[float], Counter[str], float]:
     """Send everything; latencies in seconds from each tap's moment, what was answered, and how long it took."""
-    latencies: list[float] = []
-    outcomes: Counter[str] = Counter()
-    connector = aiohttp.TCPConnector(limit=CONNECTIONS if rate == 0 else 2000)
-    async with aiohttp.ClientSession(connector=connector, headers={"Content-Type": "application/cose"}) as session:
-
-        async def send(message: bytes, due: float) -> None:
-            try:
-                async with session.post(f"{url}/v1/taps", data=message) as response:
-                    body = await response.read()
-                    outcomes[str(response.status) if response.status != 200 else _result(body)] += 1
-            except (aiohttp.ClientError, TimeoutError) as error:
-                outcomes[type(error).__name__] += 1
-            latencies.append(time.perf_counter() - due)
-
-        begun = time.perf_counter()
-        if rate == 0:
-            await _closed(taps, send)
-        else:
-            await _open(taps, send, rate, begun)
-        return latencies, outcomes, time.perf_counter() - begun
-
-
-async def _open(taps: list[tuple[int, bytes]], send: Any, rate: float, begun: float) -> None:
-    tasks = []
-    for number, (_, message) in enumerate(taps):
-        due = begun + number / rate
-        wait = due - time.perf_counter()
-        if wait > 0:
-            await asyncio.sleep(wait)
-        tasks.append(asyncio.create_task(send(message, due)))
-    await asyncio.gather(*tasks)
-
-
-async def _closed(taps: list[tuple[int, bytes]], send: Any) -> None:
-    waiting = iter(taps)
-
-    async def line() -> None:
-        for _, message in waiting:
-            await send(message, time.perf_counter())
-
-    await asyncio.gather(*(line() for _ in range(CONNECTIONS)))
+    sender = Sender(url, [request_of(url, message) for _, message in taps])
+    begun = time.perf_counter()
+    await (sender.at_rate(rate) if rate else sender.at_once())
+    seconds = time.perf_counter() - begun
+    outcomes = Counter(status if status != "200" else _result(body) for status, body in sender.answers)
+    return sender.latencies, outcomes, seconds
 
 
 def verifications() -> float:
