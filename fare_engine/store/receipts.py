@@ -13,7 +13,7 @@ from fare_engine.ids import tap_id
 from fare_engine.store import schema
 from fare_engine.store.database import cipher_of
 from fare_engine.store.hashes import batch_hash, hashed
-from fare_engine.store.many import execute_many
+from fare_engine.store.many import execute_many, find_many
 from fare_engine.tap_format import TapEvent, TapFormatError, reopen_message
 
 
@@ -108,11 +108,11 @@ _ADD_ALARM = insert(_alarms)
 
 def find_streams(connection: Connection, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], Stream]:
     """The streams of some (device, epoch) pairs that are known. Whoever writes them holds their devices' locks."""
-    rows = connection.execute(_FIND_STREAMS, _keyed(keys)).all()
+    rows = find_many(connection, _FIND_STREAMS, **_keyed(keys))
     return {(device_id, epoch): Stream(device_id, epoch, through, head) for device_id, epoch, through, head in rows}
 
 
-def _keyed(keys: Collection[tuple[str, ...]]) -> dict[str, object]:
+def _keyed(keys: Collection[tuple[str, ...]]) -> dict[str, list[Any]]:
     """Rows by several columns, the first of them the device. SQLite finds no pair by an index; devices it does."""
     return {"keys": sorted(keys), "devices": sorted({key[0] for key in keys})}
 
@@ -244,7 +244,7 @@ def add_quarantined(connection: Connection, taps: Iterable[QuarantinedTap]) -> N
 
 def find_waiting(connection: Connection, awaited: Collection[str]) -> list[TapEvent]:
     """Taps in quarantine that wait for something that is there now (see `quarantine.waits_for`), read from their messages."""
-    rows = connection.execute(_FIND_WAITING, {"ids": sorted(awaited)}).all()
+    rows = find_many(connection, _FIND_WAITING, ids=sorted(awaited))
     found = [find_tap(connection, row.device_id, row.epoch, row.sequence) for row in rows]
     return [event for event in found if event is not None]
 
@@ -331,7 +331,7 @@ def add_alarms(connection: Connection, alarms: Iterable[Alarm]) -> None:
     found = {(alarm.device_id, alarm.kind, alarm.detail): alarm for alarm in alarms}
     if not found:
         return
-    raised = {tuple(row) for row in connection.execute(_SAME_ALARMS, _keyed(found))}
+    raised = {tuple(row) for row in find_many(connection, _SAME_ALARMS, **_keyed(found))}
     rows = [
         {
             "raised_at": alarm.raised_at,
@@ -374,7 +374,7 @@ def _opened_evidence(connection: Connection, sealed: bytes | None) -> bytes | No
 def streams_of_devices(connection: Connection, device_ids: Collection[str]) -> dict[str, list[StreamRow]]:
     """Every stream of some devices, by device."""
     found: dict[str, list[StreamRow]] = {}
-    for row in connection.execute(_STREAMS_OF_DEVICES, {"ids": sorted(device_ids)}):
+    for row in find_many(connection, _STREAMS_OF_DEVICES, ids=sorted(device_ids)):
         found.setdefault(row.device_id, []).append(StreamRow(*row))
     return found
 

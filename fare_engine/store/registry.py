@@ -13,6 +13,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from fare_engine.errors import NotFoundError
 from fare_engine.store import schema
 from fare_engine.store.hashes import hashed
+from fare_engine.store.many import find_many
 from fare_engine.tokens import password_hash
 
 MAX_FAILURES = 5
@@ -121,13 +122,13 @@ def find_device(connection: Connection, device_id: str) -> Device | None:
 
 def find_devices(connection: Connection, device_ids: Collection[str]) -> dict[str, Device]:
     """The devices that are known, by id."""
-    rows = connection.execute(_FIND_DEVICES, {"ids": sorted(device_ids)})
+    rows = find_many(connection, _FIND_DEVICES, ids=sorted(device_ids))
     return {row.device_id: Device(*row) for row in rows}
 
 
 def lock_devices(connection: Connection, device_ids: Collection[str]) -> dict[str, Device]:
     """The devices that are known, by id, locked in the order of their ids: what a device sends is taken one after the other."""
-    rows = connection.execute(_LOCK_DEVICES, {"ids": sorted(device_ids)}).all()
+    rows = find_many(connection, _LOCK_DEVICES, ids=sorted(device_ids))
     return {row[0]: Device(*row) for row in rows}
 
 
@@ -159,7 +160,7 @@ def find_keys(connection: Connection, device_ids: Collection[str]) -> dict[str, 
     """All keys of the devices that are known, by device, the newest first."""
     enrolled: dict[str, DeviceKey] = {}
     found: dict[str, list[DeviceKey]] = {}
-    for device_id, enrolled_with, enrolled_at, *row in connection.execute(_FIND_KEYS, {"ids": sorted(device_ids)}):
+    for device_id, enrolled_with, enrolled_at, *row in find_many(connection, _FIND_KEYS, ids=sorted(device_ids)):
         enrolled[device_id] = DeviceKey(device_id, enrolled_with, enrolled_at)
         found.setdefault(device_id, []).extend([DeviceKey(*row)] if row[0] is not None else [])
     for device_id, first in enrolled.items():
@@ -256,7 +257,7 @@ def all_corrections(connection: Connection) -> list[Correction]:
 def find_corrections(connection: Connection, device_ids: Collection[str]) -> dict[str, list[Correction]]:
     """The corrections of some devices, the oldest first."""
     found: dict[str, list[Correction]] = {}
-    for row in connection.execute(_FIND_CORRECTIONS, {"ids": sorted(device_ids)}):
+    for row in find_many(connection, _FIND_CORRECTIONS, ids=sorted(device_ids)):
         found.setdefault(row.device_id, []).append(Correction(*tuple(row)[:-1]))
     return found
 
@@ -281,7 +282,7 @@ def find_vehicles(connection: Connection, vehicle_ids: Collection[str]) -> dict[
     """Some vehicles' operators with the instants from which they ran them, oldest first."""
     found: dict[str, list[tuple[int, str]]] = {}
     if vehicle_ids:
-        for row in connection.execute(_FIND_VEHICLES, {"ids": sorted(vehicle_ids)}):
+        for row in find_many(connection, _FIND_VEHICLES, ids=sorted(vehicle_ids)):
             found.setdefault(row.vehicle_id, []).append((row.valid_from, row.operator_id))
     return found
 

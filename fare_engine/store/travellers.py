@@ -18,7 +18,7 @@ from fare_engine.errors import NotFoundError
 from fare_engine.store import schema
 from fare_engine.store.database import bytewise, cipher_of
 from fare_engine.store.hashes import hashed
-from fare_engine.store.many import execute_many
+from fare_engine.store.many import execute_many, find_many
 from fare_engine.windows import REACH_MS, open_again, reaches
 
 logger = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ def add_travellers(connection: Connection, travellers: Iterable[Traveller]) -> N
 
 def find_tokens(connection: Connection, token_ids: Collection[str]) -> dict[str, Token]:
     """The tokens that are known."""
-    return _tokens_of(connection.execute(_FIND_TOKENS, {"ids": list(token_ids)}).all())
+    return _tokens_of(find_many(connection, _FIND_TOKENS, ids=list(token_ids)))
 
 
 def all_tokens(connection: Connection) -> Iterable[Token]:
@@ -275,7 +275,7 @@ def get_travellers(
 
     Their records hold all that a fact of the time `back_to` (by traveller) may touch; without it all there is."""
     found = {}
-    for row in connection.execute(_GET_TRAVELLERS, {"ids": sorted(traveller_ids)}).all():
+    for row in find_many(connection, _GET_TRAVELLERS, ids=sorted(traveller_ids)):
         try:
             traveller = _traveller(row)
             at = 0 if back_to is None else back_to.get(row.traveller_id, 0)
@@ -491,7 +491,7 @@ def all_records(connection: Connection) -> Iterator[tuple[str, list[bytes]]]:
 
 def find_accounts(connection: Connection, account_ids: Collection[str]) -> dict[str, Account]:
     """Some accounts."""
-    rows = connection.execute(_FIND_ACCOUNTS, {"ids": sorted(account_ids)}).all()
+    rows = find_many(connection, _FIND_ACCOUNTS, ids=sorted(account_ids))
     return {row[0]: Account(*row) for row in rows}
 
 
