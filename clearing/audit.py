@@ -90,9 +90,18 @@ class Audited(msgspec.Struct):
     legs: int = 0
     charged: int = 0
     differences: list[Difference] = []
-    shared: list[SharedRides] = []
+    shared: SharedRides = msgspec.field(default_factory=SharedRides)
     unshared: str = ""
     """Why their rides could not be shared out."""
+
+    def add(self, other: Audited) -> None:
+        """What was found of others, too."""
+        self.travellers += other.travellers
+        self.legs += other.legs
+        self.charged += other.charged
+        self.differences += other.differences
+        self.shared.add(other.shared)
+        self.unshared = self.unshared or other.unshared
 
 
 class Told(msgspec.Struct, array_like=True):
@@ -146,12 +155,7 @@ def audit_store(
     auditor = Auditor(rules)
     every = Audited()
     for some in in_processes(rules, told) if recorded.taps >= LARGE else map(auditor.audit, _parts(told)):
-        every.travellers += some.travellers
-        every.legs += some.legs
-        every.charged += some.charged
-        every.differences += some.differences
-        every.shared += some.shared
-        every.unshared = every.unshared or some.unshared
+        every.add(some)
     shared: list[ShareDifference] = []
     if date is not None:
         try:
@@ -258,7 +262,7 @@ class Auditor:
             rides.append(legs or [])
         if self._rules.shared_through is not None:
             try:
-                found.shared.append(self.sharing.rides(rides))
+                found.shared = self.sharing.rides(rides)
             except CloseError as error:
                 found.unshared = str(error)
         return found

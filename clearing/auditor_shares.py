@@ -43,34 +43,38 @@ class Sharing:
     def rides(self, travellers: Iterable[Iterable[AuditedLeg]]) -> SharedRides:
         """What some travellers' rides give: each one's rides together, for agreements may look at them so. CloseError for money
         that no row covers, and for a ride that is weighed by a distance which nobody knows."""
-        sums, used = _Sums(), _Used()
+        shared = SharedRides()
         for legs in travellers:
             ridden = [leg for leg in legs if leg.service_date <= self._through and _is_priced(leg)]
             near = _Near(ridden, self._through)
             for leg in ridden:
-                _share_leg(sums, self._agreed, leg, near, self._cap_networks)
+                _share_leg(shared.sums, self._agreed, leg, near, self._cap_networks)
                 if leg.product is not None and leg.operator_id is not None:
-                    used.add("boardings", leg, 1)
-                    used.add("standalone_fares", leg, leg.fare)
-        return SharedRides(sums, used)
+                    shared.used.add("boardings", leg, 1)
+                    shared.used.add("standalone_fares", leg, leg.fare)
+        return shared
 
-    def totals(self, shared: Iterable[SharedRides], released: Iterable[Released]) -> dict[str, Fraction]:
+    def totals(self, shared: SharedRides, released: Iterable[Released]) -> dict[str, Fraction]:
         """What everybody should have been given, of all rides and of what products released. CloseError as above."""
-        sums, used = _Sums(), _Used()
-        for some in shared:
-            sums.add(some.sums)
-            used.add_all(some.used)
+        sums = _Sums()
+        sums.add(shared.sums)
         for part in released:
             if part.service_date <= self._through:
-                _share_product(sums, self._agreed, part, used, self._through)
+                _share_product(sums, self._agreed, part, shared.used, self._through)
         return sums.totals()
 
 
-class SharedRides(NamedTuple):
+class SharedRides:
     """What some rides give everybody, and which products paid them."""
 
-    sums: _Sums
-    used: _Used
+    def __init__(self) -> None:
+        self.sums = _Sums()
+        self.used = _Used()
+
+    def add(self, other: SharedRides) -> None:
+        """Other travellers' rides, too."""
+        self.sums.add(other.sums)
+        self.used.add_all(other.used)
 
 
 def _is_priced(leg: AuditedLeg) -> bool:

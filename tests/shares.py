@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clearing.agreements import Agreements
 from clearing.auditor import AuditedLeg, TakenOff
-from clearing.auditor_shares import Released, Sharing
+from clearing.auditor_shares import Released, SharedRides, Sharing
 from clearing.bags import BagLine, BagRide, Pool, corrections
 from clearing.pools import Shares, add
 from clearing.share_store import DayUse, RideRow
@@ -125,7 +125,9 @@ def by_the_close(told: Told, agreements: Agreements, through: str) -> dict[Pool,
 def by_the_auditor(told: Told, path: Path, through: str) -> dict[str, Fraction]:
     """Each party's exact sum by `clearing.toml`, zeros left out."""
     sharing = Sharing(path, {cap: scope.networks for cap, scope in CAPS.items()}, through)
-    shared = [sharing.rides([[trip.audited() for trip in trips]]) for trips in told.by_traveller().values()]
+    shared = SharedRides()
+    for trips in told.by_traveller().values():
+        shared.add(sharing.rides([[trip.audited() for trip in trips]]))
     found = sharing.totals(shared, told.released)
     return {party: amount for party, amount in found.items() if amount}
 

@@ -93,7 +93,7 @@ def test_rides_that_are_none_are_not_weighed_and_not_paid_for(tmp_path: Path) ->
 
     def of(leg: AuditedLeg) -> dict[str, int]:
         sharing = Sharing(path, {}, TUESDAY)
-        found = sharing.totals([sharing.rides([[RAIL.audited(), leg]])], [])
+        found = sharing.totals(sharing.rides([[RAIL.audited(), leg]]), [])
         return {party: int(amount) for party, amount in found.items() if amount}
 
     free = replace(BUS, fare=0).audited()
