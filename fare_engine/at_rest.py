@@ -12,7 +12,6 @@ visible; at two places it is not. The key tag names the key, so that old rows op
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Final, NamedTuple
@@ -23,6 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fare_engine.errors import AtRestError
+from fare_engine.keyed_hash import keyed_hash
 
 KEY_BYTES: Final = 32
 OVERHEAD: Final = 1 + 4 + 12 + 16
@@ -59,7 +59,7 @@ class Cipher:
 
         `place` says where it will stand, as b"batches/gate-1/0102030405060708/1"; it is needed again to open it."""
         key = self._sealing
-        nonce = hmac.digest(key.nonce_key, place + sha256(plain).digest(), "sha256")[:_NONCE_BYTES]
+        nonce = keyed_hash(key.nonce_key, place + sha256(plain).digest())[:_NONCE_BYTES]
         return key.head + nonce + key.aead.encrypt(nonce, plain, key.head + place)
 
     def open(self, sealed: bytes, place: bytes) -> bytes:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 
+from fare_engine.keyed_hash import keyed_hash
+
 
 def stored_token(server_key: bytes, terminal_token: bytes) -> str:
     """The id under which the server keeps a terminal's token."""
-    return hmac.digest(server_key, b"token" + terminal_token, "sha256").hex()[:32]
+    return keyed_hash(server_key, b"token" + terminal_token).hex()[:32]
 
 
 def stored_card_number(server_key: bytes, card_number: str) -> str:

@@ -5,7 +5,9 @@ The files are read as they were written, by another reader than they were writte
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,56 +74,77 @@ class Package:
         own = [(name, key["fields"], key["reference"]["resource"], key["reference"]["fields"]) for name, key in foreign]
         self.references = sorted({*TIDES_REFERENCES, *own})
         self.keys = {name: _names(schema["primaryKey"]) for name, schema in self.schemas.items()}
-        self.tables: dict[str, Any] = {}
+        self.tables = {name: self._read(name) for name in self.schemas}
+        """The columns that are checked."""
+        self._different: dict[tuple[str, str], pa.ChunkedArray] = {}
 
-    def table(self, name: str) -> Any:
-        """A table's columns that are checked."""
-        if name not in self.tables:
-            wanted = {column for place, column in (*MATCHING, *MONEY) if place == name} | set(self.keys[name])
-            wanted |= {column for place, column, _, _ in self.references if place == name}
-            wanted |= {"currency_type"} & {field["name"] for field in self.schemas[name]["fields"]}
-            few = pa.dictionary(pa.int32(), pa.string())
-            types = {column: few if column in FEW else pa.string() for column in wanted}
-            options = csv.ConvertOptions(include_columns=sorted(wanted), column_types=types, strings_can_be_null=False)
-            self.tables[name] = csv.read_csv(self.folder / f"{name}.csv", convert_options=options)
-        return self.tables[name]
+    def _read(self, name: str) -> Any:
+        wanted = {column for place, column in (*MATCHING, *MONEY) if place == name} | set(self.keys[name])
+        wanted |= {column for place, column, _, _ in self.references if place == name}
+        wanted |= {column for _, _, place, column in self.references if place == name}
+        wanted |= {"currency_type"} & {field["name"] for field in self.schemas[name]["fields"]}
+        few = pa.dictionary(pa.int32(), pa.string())
+        types = {column: few if column in FEW else pa.string() for column in wanted}
+        options = csv.ConvertOptions(include_columns=sorted(wanted), column_types=types, strings_can_be_null=False)
+        return csv.read_csv(self.folder / f"{name}.csv", convert_options=options)
 
     def different(self, name: str, column: str) -> pa.ChunkedArray:
         """The different values of a column, without the empty one."""
-        found = pc.cast(pc.unique(self.table(name)[column]), pa.string())
-        return found.filter(pc.not_equal(found, ""))
+        if (name, column) not in self._different:
+            found = pc.cast(pc.unique(self.tables[name][column]), pa.string())
+            self._different[name, column] = found.filter(pc.not_equal(found, ""))
+        return self._different[name, column]
 
 
 def find_faults(folder: Path, currency: str, minor_digits: int, counted: Counted | None = None) -> Iterator[str]:
     """What does not hold together in a package, in words."""
     package = Package(folder)
-    for name, columns in package.keys.items():
-        keys = package.table(name).select(columns)
-        again = keys.num_rows - keys.group_by(columns).aggregate([]).num_rows
-        if again:
-            yield f"{name}: {again} rows have a {'/'.join(columns)} that stands before"
-    for name, column, to, to_column in package.references:
-        found = package.different(name, column)
-        missing = found.filter(pc.invert(pc.is_in(found, value_set=package.different(to, to_column))))
-        if len(missing):
-            yield f"{name}.{column} {missing[0]} is not in {to} ({len(missing)} such)"
     decimals = rf"(\.\d{{{minor_digits}}})" if minor_digits else ""
-    amounts = dict.fromkeys(MONEY, rf"^-?\d+{decimals}$")
-    for (name, column), pattern in {**MATCHING, **amounts}.items():
-        found = pc.cast(pc.unique(package.table(name)[column]), pa.string())
-        wrong = found.filter(pc.invert(pc.match_substring_regex(found, pattern)))
-        if len(wrong):
-            yield f"{name}.{column} {wrong[0]} is not as it must be ({len(wrong)} such)"
+    patterns = MATCHING | dict.fromkeys(MONEY, rf"^-?\d+{decimals}$")
+    checks: list[Callable[[], Iterator[str]]] = [
+        *(partial(_repeated, package, name) for name in package.keys),
+        *(partial(_dangling, package, *reference) for reference in package.references),
+        *(partial(_malformed, package, *place, pattern) for place, pattern in patterns.items()),
+        partial(_foreign_money, package, currency),
+        partial(_sum_faults, package, minor_digits, counted),
+    ]
+    with ThreadPoolExecutor() as pool:  # columns are looked at without Python
+        for faults in pool.map(lambda check: list(check()), checks):
+            yield from faults
+
+
+def _repeated(package: Package, name: str) -> Iterator[str]:
+    columns = package.keys[name]
+    keys = package.tables[name].select(columns)
+    again = keys.num_rows - keys.group_by(columns).aggregate([]).num_rows
+    if again:
+        yield f"{name}: {again} rows have a {'/'.join(columns)} that stands before"
+
+
+def _dangling(package: Package, name: str, column: str, to: str, to_column: str) -> Iterator[str]:
+    found = package.different(name, column)
+    missing = found.filter(pc.invert(pc.is_in(found, value_set=package.different(to, to_column))))
+    if len(missing):
+        yield f"{name}.{column} {missing[0]} is not in {to} ({len(missing)} such)"
+
+
+def _malformed(package: Package, name: str, column: str, pattern: str) -> Iterator[str]:
+    found = pc.cast(pc.unique(package.tables[name][column]), pa.string())
+    wrong = found.filter(pc.invert(pc.match_substring_regex(found, pattern)))
+    if len(wrong):
+        yield f"{name}.{column} {wrong[0]} is not as it must be ({len(wrong)} such)"
+
+
+def _foreign_money(package: Package, currency: str) -> Iterator[str]:
     others = set(package.different("fare_transactions", "currency_type").to_pylist()) - {currency}
     if others:
         yield f"fare_transactions.currency_type {sorted(others)} is not {currency}"
-    yield from _sum_faults(package, minor_digits, counted)
 
 
 def _sum_faults(package: Package, minor_digits: int, counted: Counted | None) -> Iterator[str]:
     try:
-        transactions, lines = (_costs(package.table(name), minor_digits) for name in ("fare_transactions", "lines"))
-        net = pc.sum(_minor(package.table("positions")["net"], minor_digits)).as_py() or 0
+        transactions, lines = (_costs(package.tables[name], minor_digits) for name in ("fare_transactions", "lines"))
+        net = pc.sum(_minor(package.tables["positions"]["net"], minor_digits)).as_py() or 0
     except pa.ArrowInvalid:  # an amount that is none, which is told already
         return
     if net:
@@ -132,7 +155,7 @@ def _sum_faults(package: Package, minor_digits: int, counted: Counted | None) ->
     if len(wrong):
         yield f"fare_transactions {wrong[0]} is not the sum of its lines ({len(wrong)} such)"
     charged = pc.sum(transactions["amount"]).as_py() or 0
-    found = (len(package.table("fare_transactions")), len(package.table("lines")), charged)
+    found = (len(package.tables["fare_transactions"]), len(package.tables["lines"]), charged)
     if counted and found != (counted.transactions, counted.lines, counted.charged):
         yield f"{found} transactions, lines and money stand in the files, others were read from the books: {counted}"
 

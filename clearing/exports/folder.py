@@ -10,7 +10,9 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from fare_engine.errors import Fault, InputError
@@ -64,9 +66,12 @@ def _check(place: Path, kind: str, period: str) -> None:
 
 
 def _manifest(folder: Path, kind: str, period: str) -> bytes:
-    files = []
-    for path in sorted(found for found in folder.rglob("*") if found.is_file()):
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        files.append({"name": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": digest})
+    with ThreadPoolExecutor() as pool:
+        files = list(pool.map(partial(_file, folder), sorted(found for found in folder.rglob("*") if found.is_file())))
     return (json.dumps({"export": kind, "period": period, "files": files}, indent=2) + "\n").encode()
+
+
+def _file(folder: Path, path: Path) -> dict[str, object]:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"name": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": digest}

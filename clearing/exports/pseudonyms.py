@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
 from pathlib import Path
 
 from fare_engine.errors import Fault, InputError
+from fare_engine.keyed_hash import keyed_hash
 from fare_engine.settings import secret_file
 
 LENGTH = 16
@@ -20,7 +20,7 @@ class Pseudonyms:
 
     def of(self, kind: str, name: str) -> str:
         """The name of a `token`, `traveller`, …: the same for the same in this export, and nothing elsewhere."""
-        return hmac.digest(self.key, f"{kind}/{name}".encode(), "sha256")[:LENGTH].hex()
+        return keyed_hash(self.key, f"{kind}/{name}".encode())[:LENGTH].hex()
 
 
 def key_of(data: Path, kind: str, period: str, given: Path | None) -> bytes:
