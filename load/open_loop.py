@@ -1,7 +1,8 @@
 """Online single taps at a fixed rate, whether the service keeps up or not: the honest tail.
 
-Taps are signed beforehand, so that the client costs little; each is sent at its own moment, and its time counts from that moment,
-also when the connection before it was slow (no coordinated omission). At the end every stream is asked how far it is held.
+Terminals boot first. Taps are signed beforehand, so that the client costs little; each is sent at its own moment, and its time
+counts from that moment, also when the connection before it was slow (no coordinated omission). At the end every stream is asked
+how far it is held.
 
     python load/open_loop.py --url http://127.0.0.1:8000 --city motthe-load/load-city.json --rate 1000 --seconds 20
     python load/open_loop.py … --rate 0        # as fast as it is answered: what the service can do at most"""
@@ -54,6 +55,10 @@ class Device:
         self.head = genesis_head(self.device_id, self.epoch, None)
         self.sequence = 0
 
+    def boot(self, at: int) -> bytes:
+        """The message that announces the stream, as a terminal does when it boots."""
+        return self._message([], 1, at)
+
     def tap(self, token: bytes, at: int) -> bytes:
         """The message with the next tap."""
         self.sequence += 1
@@ -69,33 +74,36 @@ class Device:
             device_time=at,
             decision=Decision.ASKED_ONLINE,
         )
-        tap = encode_tap(event)
+        return self._message([encode_tap(event)], self.sequence, at)
+
+    def _message(self, taps: list[bytes], first_sequence: int, at: int) -> bytes:
         header = header_for(
             device_id=self.device_id,
             epoch=self.epoch,
-            first_sequence=self.sequence,
+            first_sequence=first_sequence,
             previous_head=self.head,
-            taps=[tap],
+            taps=taps,
             sent_at=at,
         )
         self.head = header.head
-        return seal(self.key, header, [tap])
+        return seal(self.key, header, taps)
 
 
-def messages(city: dict[str, Any], count: int, seed: int) -> tuple[list[Device], list[tuple[int, bytes]]]:
-    """The terminals, and (terminal, message) of so many taps, spread evenly: no terminal is asked twice at once, and riders keep
-    to their own bus: a card that is everywhere at once would raise an alarm with every tap."""
+def messages(city: dict[str, Any], count: int, seed: int) -> tuple[list[Device], list[bytes], list[bytes]]:
+    """The terminals, the messages with which they boot, and those of so many taps, spread evenly: no terminal is asked twice at
+    once, and riders keep to their own bus: a card that is everywhere at once would raise an alarm with every tap."""
     chance = random.Random(seed)
     devices = [Device(number, city) for number in range(city["devices"])]
     domain_key = bytes.fromhex(city["domain_key"])
     now = time.time_ns() // 1_000_000
+    boots = [device.boot(now) for device in devices[:count]]
     found = []
     for number in range(count):
         device = number % len(devices)
         rider = device + len(devices) * chance.randrange(max(1, city["riders"] // len(devices)))
         token = terminal_token(domain_key, f"{rider}".encode())
-        found.append((device, devices[device].tap(token, now + number // 10)))
-    return devices, found
+        found.append(devices[device].tap(token, now + number // 10))
+    return devices, boots, found
 
 
 class Line(asyncio.Protocol):
@@ -215,13 +223,16 @@ def request_of(url: str, message: bytes) -> bytes:
     return f"{head}Content-Length: {len(message)}\r\n\r\n".encode() + message
 
 
-async def run(url: str, taps: list[tuple[int, bytes]], rate: float) -> tuple[list[float], Counter[str], float]:
-    """Send everything; latencies in seconds from each tap's moment, what was answered, and how long it took."""
-    sender = Sender(url, [request_of(url, message) for _, message in taps])
+async def run(url: str, boots: list[bytes], taps: list[bytes], rate: float) -> tuple[list[float], Counter[str], float]:
+    """Boot the terminals, and then send all taps; latencies in seconds from each tap's moment, what was answered, and how long
+    it took."""
+    booting, sender = (Sender(url, [request_of(url, message) for message in some]) for some in (boots, taps))
+    await booting.at_once()
     begun = time.perf_counter()
     await (sender.at_rate(rate) if rate else sender.at_once())
     seconds = time.perf_counter() - begun
     outcomes = Counter(status if status != "200" else _result(body) for status, body in sender.answers)
+    outcomes.update(f"boot {status}" for status, _ in booting.answers if status != "200")
     return sender.latencies, outcomes, seconds
 
 
@@ -267,11 +278,11 @@ def main() -> int:
     options = parser.parse_args()
     city = json.loads(options.city.read_text(encoding="utf-8"))
     count = int(options.rate * options.seconds) or options.taps
-    devices, taps = messages(city, count, options.seed)
+    devices, boots, taps = messages(city, count, options.seed)
     limit = verifications()
     loop = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     with loop:
-        latencies, outcomes, seconds = loop.run(run(options.url, taps, options.rate))
+        latencies, outcomes, seconds = loop.run(run(options.url, boots, taps, options.rate))
         wrong = loop.run(held(options.url, devices))
     latencies.sort()
     result = {
