@@ -294,6 +294,14 @@ def test_every_dependency_is_locked_to_its_hash_and_installed_by_it() -> None:
     assert all("--require-hashes --only-binary :all:" in line for line in installs)
 
 
+def test_what_is_tested_is_what_is_run() -> None:
+    run, tested = (
+        dict(re.findall(r"^([a-z0-9._-]+)(?:\[[^]]*\])?==([^ ]+)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE))
+        for name in ("requirements.lock", "requirements-dev.lock")
+    )
+    assert {name: tested.get(name) for name in run} == run
+
+
 def test_the_bill_of_materials_names_what_is_installed_with_its_hashes(tmp_path: Path) -> None:
     (recipe,) = re.findall(r"^sbom:.*\n\t\$\(BIN\)/(.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     command = recipe.replace("sbom.json", str(tmp_path / "sbom.json")).split()
