@@ -44,6 +44,9 @@ MAX_GROUP = 64
 TURNS_FOR_LIVE = 8
 """So many commits of live messages go before a backlog that waits."""
 GATHER_SECONDS = 0.01
+TURNS = 64
+"""So many turns of the event loop lie between the commits of a crowd. uvloop accepts one connection a turn: without them a fleet
+that comes back after an outage would stand before the door, a terminal a commit."""
 KEPT_LATENCIES = 20_000
 
 
@@ -173,7 +176,7 @@ class TapLane:
             self._timer = loop.call_later(GATHER_SECONDS, self._commit) if self._crowded else loop.call_soon(self._commit)
         elif len(self._live) == MAX_GROUP:
             self._timer.cancel()
-            self._timer = loop.call_soon(self._commit)
+            self._turn(TURNS)
         return await future
 
     async def drain(self) -> None:
@@ -193,10 +196,16 @@ class TapLane:
         self._turns += 1
         return [self._live.popleft() for _ in range(min(len(self._live), MAX_GROUP))]
 
+    def _turn(self, left: int) -> None:
+        """Commit after so many turns of the event loop."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_soon(self._turn, left - 1) if left else loop.call_soon(self._commit)
+
     def _commit(self) -> None:
         group = self._next_group()
-        more = bool(self._live or self._backlogs)
-        self._timer = asyncio.get_running_loop().call_soon(self._commit) if more else None
+        self._timer = None
+        if self._live or self._backlogs:
+            self._turn(TURNS)
         self._crowded = len(group) > 1
         try:
             outcomes = self.receipt.accept_group([message for message, _ in group], self.clock())

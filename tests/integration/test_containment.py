@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from sqlalchemy import text
@@ -13,7 +14,7 @@ from starlette.types import Message
 from fare_engine import application, booking, jobs
 from fare_engine.answers import BatchAnswer
 from fare_engine.booking import Record
-from fare_engine.errors import LinkError
+from fare_engine.errors import EnvelopeError, LinkError
 from fare_engine.facts import Completion
 from fare_engine.linking import link_token
 from fare_engine.service import tap_lane
@@ -180,6 +181,40 @@ def lane_post(lane: TapLane, parts: list[bytes], *, ends: bool = True) -> asynci
         return sent
 
     return asyncio.create_task(run())
+
+
+def test_new_connections_are_let_in_between_the_commits_of_a_crowd(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event loop may let in one connection a turn."""
+    lane = TapLane(desk.receipt, lambda: at("12:00"))
+    monkeypatch.setattr(tap_lane, "MAX_GROUP", 2)
+    messages = []
+    for number in range(7):
+        bus = Stream(f"bus-{1 + number % 2}", epoch=1 + number)
+        bus.board("08:00")
+        messages.append(bus.new())
+    turns = 0
+    commits: list[int] = []
+    accept_group = desk.receipt.accept_group
+
+    def counted(group: list[bytes], now: int) -> list[BatchAnswer | EnvelopeError]:
+        commits.append(turns)
+        return accept_group(group, now)
+
+    monkeypatch.setattr(desk.receipt, "accept_group", counted)
+
+    async def run() -> None:
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            loop.call_soon(turn)
+
+        loop = asyncio.get_running_loop()
+        loop.call_soon(turn)
+        await asyncio.gather(*(lane.submit(message) for message in messages))
+
+    asyncio.run(run())
+    assert len(commits) == 4
+    assert min(later - earlier for earlier, later in pairwise(commits)) >= 50
 
 
 def test_senders_that_announce_much_and_send_nothing_keep_nobody_out(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
