@@ -350,21 +350,11 @@ class _Check:
 
     def _line_order(self) -> tuple[ColumnElement[Any], ...]:
         table = schema.lines
-        return (
-            self._bytewise(table.c.traveller_id),
-            self._bytewise(table.c.line_id),
-            table.c.generation,
-            table.c.row_number,
-        )
+        return (self._bytewise(table.c.traveller_id), self._bytewise(table.c.line_id), table.c.generation, table.c.row_number)
 
     def _leg_order(self) -> tuple[ColumnElement[Any], ...]:
         table = schema.legs
-        return (
-            self._bytewise(table.c.traveller_id),
-            self._bytewise(table.c.leg_id),
-            table.c.generation,
-            table.c.row_number,
-        )
+        return (self._bytewise(table.c.traveller_id), self._bytewise(table.c.leg_id), table.c.generation, table.c.row_number)
 
     def _check_facts(self, traveller_id: str, record: Record) -> None:
         for fact, refused in [*((fact, False) for fact in record.facts), *((fact, True) for fact in record.refused)]:
