@@ -1,10 +1,11 @@
 """The tap lane: POST /v1/taps as a raw ASGI application in front of the FastAPI app's routes.
 
 Messages that wait together are committed together: the lane hands what has arrived to receipt in one transaction, and each
-is answered after the commit. A lone message goes on the event loop's next turn; where several come at once, the lane waits a
-few milliseconds for more, because a commit costs as much as several taps. Somebody stands before a live tap, nobody before a
-backlog: live messages go first, and after an outage backlogs use what time is left, but never none. What waits is bounded in
-number and in bytes; whoever comes beyond that is told when to come again (429)."""
+is answered after the commit. A commit costs as much as several taps, so the more there is to do, the longer the lane waits for
+more to share it with: a lone message goes on the event loop's next turn, a few wait some turns, and only where the last commit
+was half full do they wait milliseconds. Somebody stands before a live tap, nobody before a backlog: live messages go first, and
+after an outage backlogs use what time is left, but never none. What waits is bounded in number and in bytes; whoever comes
+beyond that is told when to come again (429)."""
 
 from __future__ import annotations
 
@@ -41,12 +42,16 @@ BODY_SECONDS = 30
 LIVE_BYTES = 4096
 """A message up to this long is live: twenty taps or fewer."""
 MAX_GROUP = 64
+"""Live messages of one commit."""
 TURNS_FOR_LIVE = 8
 """So many commits of live messages go before a backlog that waits."""
 GATHER_SECONDS = 0.01
+GATHERS_FROM = MAX_GROUP // 2
+"""After a commit of so many messages the next waits `GATHER_SECONDS`, to be fuller. Below, waiting would be all that a rider
+gets of it."""
 TURNS = 64
-"""So many turns of the event loop lie between the commits of a crowd. uvloop accepts one connection a turn: without them a fleet
-that comes back after an outage would stand before the door, a terminal a commit."""
+"""So many turns of the event loop lie between the commits of a crowd: who is at the door comes in meanwhile. uvloop accepts one
+connection a turn: without them a fleet that comes back after an outage would stand there, a terminal a commit."""
 KEPT_LATENCIES = 20_000
 
 
@@ -96,8 +101,8 @@ class TapLane:
         self._turns = 0
         """Commits of live messages since the last backlog."""
         self._timer: asyncio.Handle | None = None
-        self._crowded = False
-        """Whether the last commit held more than one message."""
+        self._last = 0
+        """Messages of the last commit."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -173,7 +178,10 @@ class TapLane:
         future: asyncio.Future[BatchAnswer | EnvelopeError] = loop.create_future()
         lane.append((message, future))
         if self._timer is None:
-            self._timer = loop.call_later(GATHER_SECONDS, self._commit) if self._crowded else loop.call_soon(self._commit)
+            if self._last >= GATHERS_FROM:
+                self._timer = loop.call_later(GATHER_SECONDS, self._commit)
+            else:
+                self._turn(TURNS if self._last > 1 else 0)
         elif len(self._live) == MAX_GROUP:
             self._timer.cancel()
             self._turn(TURNS)
@@ -206,7 +214,7 @@ class TapLane:
         self._timer = None
         if self._live or self._backlogs:
             self._turn(TURNS)
-        self._crowded = len(group) > 1
+        self._last = len(group)
         try:
             outcomes = self.receipt.accept_group([message for message, _ in group], self.clock())
         except Exception:  # nothing of the group was committed: each of its senders keeps its taps and sends them again

@@ -183,15 +183,54 @@ def lane_post(lane: TapLane, parts: list[bytes], *, ends: bool = True) -> asynci
     return asyncio.create_task(run())
 
 
+def live_messages(count: int) -> list[bytes]:
+    """Of so many streams one tap each."""
+    found = []
+    for number in range(count):
+        bus = Stream(f"bus-{1 + number % 2}", epoch=1 + number)
+        bus.board("08:00")
+        found.append(bus.new())
+    return found
+
+
+def test_only_a_commit_that_was_half_full_makes_the_next_wait_to_be_fuller(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    lane = TapLane(desk.receipt, lambda: at("12:00"))
+    monkeypatch.setattr(tap_lane, "MAX_GROUP", 3)
+    monkeypatch.setattr(tap_lane, "GATHERS_FROM", 3)
+    monkeypatch.setattr(tap_lane, "GATHER_SECONDS", 3600)
+    messages = iter(live_messages(12))
+    commits: list[int] = []
+    accept_group = desk.receipt.accept_group
+
+    def counted(group: list[bytes], now: int) -> list[BatchAnswer | EnvelopeError]:
+        commits.append(len(group))
+        return accept_group(group, now)
+
+    monkeypatch.setattr(desk.receipt, "accept_group", counted)
+
+    async def come(count: int) -> asyncio.Future[list[BatchAnswer | EnvelopeError]]:
+        """Some messages at once; the loop turns until those are answered that do not wait for more."""
+        coming = asyncio.gather(*(lane.submit(next(messages)) for _ in range(count)))
+        for _ in range(500):
+            await asyncio.sleep(0)
+        return coming
+
+    async def run() -> None:
+        for few in (1, 2, 2, 1, 3):
+            assert (await come(few)).done()
+        waits = await come(1)
+        assert not waits.done()
+        await asyncio.gather(waits, await come(2))
+
+    asyncio.run(run())
+    assert commits == [1, 2, 2, 1, 3, 3]
+
+
 def test_new_connections_are_let_in_between_the_commits_of_a_crowd(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """An event loop may let in one connection a turn."""
     lane = TapLane(desk.receipt, lambda: at("12:00"))
     monkeypatch.setattr(tap_lane, "MAX_GROUP", 2)
-    messages = []
-    for number in range(7):
-        bus = Stream(f"bus-{1 + number % 2}", epoch=1 + number)
-        bus.board("08:00")
-        messages.append(bus.new())
+    messages = live_messages(7)
     turns = 0
     commits: list[int] = []
     accept_group = desk.receipt.accept_group

@@ -7,25 +7,33 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.served import ROOT, free_port, serving_process
+from tests.builders import ROOT
+from tests.served import free_port, serving_process
 
 DEVICES = 200
 """More than lines that ask at once, so that no terminal asks twice at once."""
+
+
+def load_city(data: Path, *options: str) -> Path:
+    """A city to put load on, in a new store; its file."""
+    command = [sys.executable, "-m", "motthe", "simulate", "load-city", "--data", str(data), *options]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return data / "load-city.json"
 
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """A served load city: its address, and its file."""
     data = tmp_path_factory.mktemp("load") / "city"
-    command = [sys.executable, "-m", "motthe", "simulate", "load-city", "--data", str(data)]
-    subprocess.run([*command, "--devices", f"{DEVICES}", "--riders", "600"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    city = load_city(data, "--devices", f"{DEVICES}", "--riders", "600")
     with serving_process(data) as url:
-        yield url, data / "load-city.json"
+        yield url, city
 
 
 def open_loop(url: str, city: Path, *options: str) -> tuple[int, dict[str, object], str]:
@@ -72,3 +80,33 @@ def test_terminals_of_locust_find_everything_held_once(load: tuple[str, Path]) -
     counted = re.search(r"CHECK: (\d+) terminals, (\d+) taps acknowledged, \d+ not .*, 0 streams", done.stdout)
     assert counted is not None, done.stdout[-2000:]
     assert int(counted[1]) == 20 <= int(counted[2])
+
+
+@contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """What is started meanwhile stays on one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.prove
+def test_how_many_single_taps_a_core_answers_and_how_soon(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    """The service has a core of its own, the load another. Figures are of this machine; `ratio_to_verify` is of any."""
+    city = load_city(tmp_path / "city")
+    served, loading = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
+    with ExitStack() as stack:
+        with on_core(served):
+            url = stack.enter_context(serving_process(tmp_path / "city"))
+        with on_core(loading):
+            most = open_loop(url, city, "--rate", "0", "--taps", "20000")
+            at_seventy = open_loop(url, city, "--rate", "1050", "--seconds", "20", "--seed", "2")
+    for code, found, said in (most, at_seventy):
+        assert (code, found["outcomes"]) == (0, {"ACCEPTED": found["taps"]}), said
+    for name in ("done_per_second", "verifications_per_second", "ratio_to_verify"):
+        record_property(name, most[1][name])
+    for name in ("offered_per_second", "p50_ms", "p95_ms", "p99_ms", "max_ms"):
+        record_property(name, at_seventy[1][name])
