@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -193,6 +194,17 @@ def live_messages(count: int) -> list[bytes]:
     return found
 
 
+def watch_commits(desk: Desk, monkeypatch: pytest.MonkeyPatch, see: Callable[[list[bytes]], None]) -> None:
+    """Show each group of messages before it is committed."""
+    accept_group = desk.receipt.accept_group
+
+    def seen(group: list[bytes], now: int) -> list[BatchAnswer | EnvelopeError]:
+        see(group)
+        return accept_group(group, now)
+
+    monkeypatch.setattr(desk.receipt, "accept_group", seen)
+
+
 def test_only_a_commit_that_was_half_full_makes_the_next_wait_to_be_fuller(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     lane = TapLane(desk.receipt, lambda: at("12:00"))
     monkeypatch.setattr(tap_lane, "MAX_GROUP", 3)
@@ -200,13 +212,7 @@ def test_only_a_commit_that_was_half_full_makes_the_next_wait_to_be_fuller(desk:
     monkeypatch.setattr(tap_lane, "GATHER_SECONDS", 3600)
     messages = iter(live_messages(12))
     commits: list[int] = []
-    accept_group = desk.receipt.accept_group
-
-    def counted(group: list[bytes], now: int) -> list[BatchAnswer | EnvelopeError]:
-        commits.append(len(group))
-        return accept_group(group, now)
-
-    monkeypatch.setattr(desk.receipt, "accept_group", counted)
+    watch_commits(desk, monkeypatch, lambda group: commits.append(len(group)))
 
     async def come(count: int) -> asyncio.Future[list[BatchAnswer | EnvelopeError]]:
         """Some messages at once; the loop turns until those are answered that do not wait for more."""
@@ -233,13 +239,7 @@ def test_new_connections_are_let_in_between_the_commits_of_a_crowd(desk: Desk, m
     messages = live_messages(7)
     turns = 0
     commits: list[int] = []
-    accept_group = desk.receipt.accept_group
-
-    def counted(group: list[bytes], now: int) -> list[BatchAnswer | EnvelopeError]:
-        commits.append(turns)
-        return accept_group(group, now)
-
-    monkeypatch.setattr(desk.receipt, "accept_group", counted)
+    watch_commits(desk, monkeypatch, lambda _: commits.append(turns))
 
     async def run() -> None:
         def turn() -> None:
